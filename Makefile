@@ -1,6 +1,6 @@
 # The commands of a checkout; `make` alone lists them. `make train PYTHON=python3.12` chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu train test lint lock clean
+.PHONY: help install install-gpu train test wheel-check gpu-check lint lock clean
 export PYTHON
 # Without compiled modules each of a run's processes would compile vLLM, torch and the rest anew at its start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -8,6 +8,9 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 # What starts the installer; which interpreter the environment gets is the installer's business.
 STARTER := $(or $(shell command -v python3),$(PYTHON))
+
+# The GPU environment, or the interpreter on the PATH if it has torch, transformers and DeepSpeed.
+GPU_PYTHON := $(or $(wildcard .venv-gpu/bin/python),$(STARTER))
 
 # Test files that run side by side. More of them are faster still, but tests with deadlines then want for a processor.
 TEST_WORKERS := 2
@@ -33,6 +36,13 @@ test: install  ## install, then the tests; ALL=1 adds the long ones, which CI ru
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CHOSEN) -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=25 || { \
 		echo "test: what failed beside others is judged by itself, and named at the end"; \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CHOSEN) --last-failed --last-failed-no-failures none -rpfE; }
+
+wheel-check: install  ## read vLLM's wheel for GPUs (0.3 GB, downloaded): all that the sources use of it is there
+	@$(BIN)/python tests/wheel/fetch_wheel.py build/gpu-wheel
+	@VLLM_GPU_WHEEL=$(CURDIR)/build/gpu-wheel $(BIN)/python -m pytest tests/wheel
+
+gpu-check:  ## check and measure on one GPU, in six minutes; PARTS="head attention" chooses; OPTIONS=--list, --help
+	@$(GPU_PYTHON) tests/gpu/gpu_check.py $(PARTS) $(OPTIONS)
 
 lint: install  ## style and types
 	$(BIN)/ruff check .

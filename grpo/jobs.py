@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from grpo.cluster.start_up import without_collector
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import load, read
-from grpo.terminal import Terminal
+from grpo.terminal import Terminal, literal
 
 if TYPE_CHECKING:
     from grpo.evaluation.metrics import TaskMetrics
@@ -69,6 +69,8 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
         TimeoutError: a deadline passed; the message names the operation.
     """
     _require(config, TrainConfig, "train", "sft")
+    steps, title, console = config.train.steps, f"GRPO {Path(config.run.folder).name}", _terminal(show)
+    _say_loading(console, title, "reads the data and starts Ray", config.run.folder)
     with without_collector():
         from grpo.report.progress import open_progress
         from grpo.run.background_evaluation import owes_evaluations
@@ -77,9 +79,8 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
         from grpo.run.stored_run import read_run
         from grpo.train_loop import train as loop
 
-    steps, title = config.train.steps, f"GRPO {Path(config.run.folder).name}"
     if owes_evaluations(config) or not is_finished(config.run, steps):
-        with_recovery(config, lambda: open_progress(title, total_steps=steps, console=_terminal(show)), loop)
+        with_recovery(config, lambda: open_progress(title, total_steps=steps, console=console), loop)
     return read_run(config.run.folder)
 
 
@@ -105,6 +106,8 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
         TimeoutError: a deadline passed; the message names the operation.
     """
     _require(config, SftConfig, "sft", "train")
+    steps, title, console = config.sft.steps, f"SFT {Path(config.run.folder).name}", _terminal(show)
+    _say_loading(console, title, "reads the data and starts Ray", config.run.folder)
     with without_collector():
         from grpo.report.display import SFT_FIELDS
         from grpo.report.progress import open_progress
@@ -113,11 +116,10 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
         from grpo.run.stored_run import read_run
         from grpo.sft_loop import sft as loop
 
-    steps, title = config.sft.steps, f"SFT {Path(config.run.folder).name}"
     if not is_finished(config.run, steps):
         with_recovery(
             config,
-            lambda: open_progress(title, total_steps=steps, fields=SFT_FIELDS, console=_terminal(show)),
+            lambda: open_progress(title, total_steps=steps, fields=SFT_FIELDS, console=console),
             loop,
         )
     return read_run(config.run.folder)
@@ -167,18 +169,23 @@ def evaluate(
     with without_collector():
         from grpo.evaluation.problems import load_task
 
-        # The import of the rest takes seconds, and an unknown task is refused without it.
+        # The import of the rest takes seconds. An unknown task or model is refused without it.
         chosen = [load_task(name, task_overrides) for name in names]
-        from grpo.evaluation.evaluate import evaluate as run
-        from grpo.evaluation.model import default_folder
+        from grpo.evaluation.model import default_folder, find_policy
 
-    settings = resolve(
-        EvalConfig,
-        {"model": str(model), "folder": str(folder or default_folder(without_secrets(str(model))))},
-        [override for override in overrides if not override.startswith("task.")],
-        "the settings of the evaluation",
-    )
-    return run(settings, chosen, _terminal(show))
+        settings = resolve(
+            EvalConfig,
+            {"model": str(model), "folder": str(folder or default_folder(without_secrets(str(model))))},
+            [override for override in overrides if not override.startswith("task.")],
+            "the settings of the evaluation",
+        )
+        if not settings.is_endpoint:
+            find_policy(settings.model)
+        console = _terminal(show)
+        _say_loading(console, f"eval {' '.join(task.name for task in chosen)}", "reads the problems", settings.folder)
+        from grpo.evaluation.evaluate import evaluate as run
+
+    return run(settings, chosen, console)
 
 
 def _require(config: object, schema: type, job: str, other: str) -> None:
@@ -187,6 +194,13 @@ def _require(config: object, schema: type, job: str, other: str) -> None:
             f"{job} takes a {schema.__name__}, got {type(config).__name__}; load a file for this job with "
             f"load_config, or call {other}"
         )
+
+
+def _say_loading(console: Terminal, title: str, then: str, folder: str) -> None:
+    """Print the first line of a job, before the imports that take seconds."""
+    line = f"{title}: loads its libraries (some seconds), then {then}; folder {folder}"
+    console.print(literal(line), soft_wrap=True)
+    console.file.flush()
 
 
 def _terminal(show: bool) -> Terminal:

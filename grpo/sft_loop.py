@@ -17,14 +17,13 @@ from grpo.data.cursor import Cursor
 from grpo.data.supervised import load_supervised, supervised_turns
 from grpo.learner.setup import LearnerSetup
 from grpo.policy.adapters import require_peft
-from grpo.policy.new import make_policy
 from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
 from grpo.report import run_files
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress
 from grpo.report.recorder import RunRecorder
 from grpo.report.timeline import DRIVER
-from grpo.report.trackers import open_trackers
+from grpo.report.trackers import open_trackers, require_trackers
 from grpo.run import checkpoint
 from grpo.run.folder import open_folder, skipped_folder
 from grpo.run.interrupt import Interrupt
@@ -44,6 +43,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
         TimeoutError: a deadline passed; the message names the operation.
     """
     require_peft(settings.learner)
+    require_trackers(settings.report.trackers)
     check_positions(settings)
     folder, schedule = Path(settings.run.folder), settings.sft
     saved = open_folder(settings.run, settings, progress)
@@ -98,6 +98,9 @@ def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> s
     random_policy = folder / run_files.RANDOM_POLICY
     # An earlier attempt without a checkpoint may have made the policy from other settings, so make it again.
     if make_anew or not random_policy.is_dir():
+        # The import of the models takes seconds.
+        from grpo.policy.new import make_policy
+
         texts = []
         if new.tokenizer == "bpe":
             turns, _ = supervised_turns(settings.data)
@@ -120,6 +123,7 @@ def _setups(settings: SftConfig, start: str, cluster: Cluster) -> list[LearnerSe
             rank=rank,
             world_size=settings.learner.ranks,
             device=cluster.device,
+            collective_deadline_s=settings.cluster.longest_wait_s(),
             skipped_folder=skipped_folder(settings.run),
         )
         for rank in range(settings.learner.ranks)

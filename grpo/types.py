@@ -87,6 +87,7 @@ class Prompt:
         token_ids: the policy's tokens of `text`.
         reference: reference answer for the verifiers.
         row: columns of the dataset row, as the verifiers get them (`rewards.judging.columns_of`).
+        source: name of the row's source in `data.sources`; empty if the data have no named sources.
     """
 
     id: str
@@ -94,6 +95,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     reference: Any
     row: Mapping[str, Any]
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not self.token_ids:
@@ -187,8 +189,10 @@ class SamplingParams:
         max_tokens: largest length of a completion, in tokens.
         temperature: temperature of sampling; 0 is greedy.
         stop: strings that end a completion. The completion's text includes the string that ended it.
-        top_p: sample only from the likeliest tokens whose probabilities sum to this share; for evaluation only, because
-            the learner cannot reproduce such log-probabilities.
+        top_p: sample only from the likeliest tokens whose probabilities sum to this share. This setting and the next
+            two are for evaluation only: the learner computes with the probabilities of all tokens.
+        top_k: sample only from this number of likeliest tokens; 0 means from all.
+        min_p: sample only from tokens with at least this share of the likeliest token's probability; 0 means from all.
     """
 
     samples: int
@@ -196,6 +200,8 @@ class SamplingParams:
     temperature: float = 1.0
     stop: tuple[str, ...] = ()
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

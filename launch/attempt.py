@@ -1,8 +1,8 @@
 """One attempt of a RayJob on Kubernetes: `python -P -m launch.attempt train|sft CONFIG`.
 
-KubeRay makes a new attempt, in a new cluster, after every failure of the entrypoint. A new attempt helps if a machine
-failed. It does not help if the configuration is wrong, or if attempt after attempt brings no newer checkpoint. Such a
-failure ends with exit status 0, because KubeRay has no other way to stop.
+KubeRay makes a new attempt, in a new cluster, after every Ray job that FAILED. A new attempt helps if a machine failed.
+It does not help if the configuration is wrong, or if attempt after attempt brings no newer checkpoint. After such a
+failure the Ray job stops itself, because KubeRay makes no new attempt after a Ray job that is STOPPED.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from grpo.config.file import load
 from grpo.package_finder import python_command
 from grpo.report import run_files
 from grpo.visible import visible
+from launch import ray_job
 
 MISTAKE = 2
 FRUITLESS = "launch/fruitless_attempts"
@@ -56,8 +57,13 @@ def run(command: str, config: str) -> int:
     return status if status >= 0 else 128 - status
 
 
+def say(text: str) -> None:
+    """Print a line into the log of the Ray job, at once, because the process may end at any time."""
+    print(visible(f"grpo: {text}"), file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str]) -> int:
-    """Return the exit status for KubeRay: 0 if another attempt cannot help."""
+    """Return the exit status. After a failure that another attempt cannot mend, Ray ends this process."""
     command, config = arguments
     settings: TrainConfig | SftConfig | None = None
     before, folder = "", Path()
@@ -79,15 +85,15 @@ def main(arguments: list[str]) -> int:
             return status
         (folder / FRUITLESS).unlink()
         reason = f"{count} attempts brought no newer checkpoint (cluster.max_fruitless_restarts={most})"
-    print(
-        visible(
-            f"grpo: the run FAILED with exit status {status}, and another attempt would not help: {reason}. This "
-            "attempt ends with status 0 so that KubeRay builds no other cluster; the RayJob therefore says SUCCEEDED"
-        ),
-        file=sys.stderr,
-        flush=True,
+    say(
+        f"the run FAILED with exit status {status}, and another attempt would not help: {reason}. This Ray job stops "
+        "itself now, so that KubeRay makes no new attempt; the RayJob then says STOPPED"
     )
-    return 0
+    try:
+        ray_job.stop_this_job()
+    except (OSError, RuntimeError) as failure:
+        say(f"the Ray job could not stop itself, so KubeRay may make a new attempt: {failure}")
+    return status
 
 
 if __name__ == "__main__":

@@ -200,6 +200,11 @@ def verified() -> List[str]:
     return [] if os.environ.get("INSTALL_UNVERIFIED") == "1" else ["--require-hashes"]
 
 
+def exact(requirement: str) -> str:
+    """A pin that no local build of the version meets: `==2.13.0` would take 2.13.0+cpu from a folder of wheels."""
+    return requirement.replace("==", "===", 1)
+
+
 def requirements_file(name: str, chosen: List[str]) -> str:
     """Write a file of requirements for pip or uv, without hashes if the user wants no check."""
     if not verified():
@@ -311,7 +316,7 @@ def install_packages(settings: PipSettings) -> None:
     if TORCH_APART:
         install_torch([*uv], settings._replace(options=[*target, *settings.options]))
         rest = [requirement for requirement in rest if not requirement.startswith("torch==")]
-    file = requirements_file("requirements-of-this-install.txt", rest)
+    file = requirements_file("requirements-of-this-install.txt", [exact(requirement) for requirement in rest])
     step(
         f"up to {len(rest)} locked packages",
         [*uv, "pip", "install", *target, "--no-deps", *verified(), "-r", file, *settings.options],
@@ -329,7 +334,8 @@ def install_project() -> None:
 
 def install() -> None:
     check_platform()
-    check_compiler()
+    if GPU.venv == VENV:
+        check_compiler()
     stamp = read_stamp()
     fresh = not is_current(stamp)
     if not fresh and stamp.get("project") == project_digest():

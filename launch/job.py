@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ class LaunchJob:
         if self.settings.launch is None:
             raise ValueError(
                 "the configuration has no section `launch`, so the launcher does not know which nodes to request; "
-                "add one with nodes, gpus_per_node and cpus_per_node (docs/cluster.md)"
+                "copy these lines into the file and write the numbers of your cluster (docs/cluster.md has the other "
+                "keys):\n\nlaunch:\n  nodes: 1\n  gpus_per_node: 8\n  cpus_per_node: 64\n"
             )
         return self.settings.launch
 
@@ -83,6 +85,13 @@ class LaunchJob:
         run = settings.run.model_copy(update={"resume": "auto"})
         cluster = settings.cluster.model_copy(update={"address": address})
         return dump(settings.model_copy(update={"run": run, "cluster": cluster}))
+
+
+def here_document(text: str) -> str:
+    """Return the end of a shell command that reads `text` from its standard input: `<<'WORD'`, the text, WORD."""
+    # A line that the text does not have.
+    word = "END_OF_CONFIG_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"<<'{word}'\n{text}{word}\n"
 
 
 def secret_file(secret: SecretConfig) -> str | None:

@@ -13,6 +13,7 @@ import yaml
 
 from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, LaunchConfig, NodesConfig
 from launch.job import LaunchJob, capacity_problems, refuse, storage_problems
+from launch.keys import key_problems
 
 CONFIG_FOLDER = "/etc/verigrpo"
 # How long Kubernetes waits between SIGTERM and SIGKILL when it takes a pod away.
@@ -25,7 +26,8 @@ def manifests(job: LaunchJob) -> list[dict[str, Any]]:
     Raises:
         ValueError: something that Kubernetes needs is missing, or the nodes do not fit the job.
     """
-    refuse(capacity_problems(job) + storage_problems(job, starts_here=False) + _problems(job))
+    problems = key_problems(job, "kuberay") + capacity_problems(job) + storage_problems(job, starts_here=False)
+    refuse(problems + _problems(job))
     launch, name = job.launch, re.sub(r"\.", "-", job.name)
     metadata = {
         "name": name,
@@ -46,8 +48,8 @@ def manifests(job: LaunchJob) -> list[dict[str, Any]]:
         "kind": "RayJob",
         "metadata": metadata,
         "spec": {
-            # KubeRay makes a new attempt after every failure. So `launch.attempt` hides the failures that a new attempt
-            # would only repeat. Without new attempts there is nothing to hide.
+            # KubeRay makes a new attempt after every failure. After a failure that a new attempt would only repeat,
+            # `launch.attempt` stops the Ray job. Without new attempts this is not needed.
             "entrypoint": f"python -P -m launch.attempt {grpo}" if launch.max_restarts else f"grpo {grpo}",
             "submissionMode": "K8sJobMode",
             # Each attempt gets a new cluster. The run continues there from its newest checkpoint.
@@ -120,8 +122,11 @@ def _problems(job: LaunchJob) -> list[str]:
     launch, problems = job.launch, []
     if launch.image is None:
         problems.append("launch.image must name the container image of the pods (the Dockerfile builds one)")
-    if launch.storage is None or launch.kuberay.storage_claim is None:
-        problems.append("launch.storage and launch.kuberay.storage_claim must name the storage that pods share")
+    # For several nodes, `storage_problems` names it.
+    if launch.storage is None and launch.all_nodes == 1:
+        problems.append("launch.storage must name the folder where the pod reads and writes what stays")
+    if launch.kuberay.storage_claim is None:
+        problems.append("launch.kuberay.storage_claim must name the volume claim that pods mount at launch.storage")
     for section, group in (("launch", launch), ("launch.generators", launch.generators)):
         if group is not None and group.memory_gib_per_node is None:
             problems.append(f"{section}.memory_gib_per_node must say how much memory a pod gets")

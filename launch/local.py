@@ -13,28 +13,38 @@ from pathlib import Path
 
 from grpo.config.launch import SecretConfig
 from grpo.package_finder import python_command
-from launch.job import LaunchJob, capacity_problems, refuse, secret_problems
+from launch.job import LaunchJob, capacity_problems, here_document, refuse, secret_file, secret_problems
+from launch.keys import key_problems
 
 
 def render(job: LaunchJob) -> str:
-    """The command with its environment; secrets are references, not values.
+    """Return a script that runs the job. It holds the configuration, and references instead of secrets.
 
     Raises:
         ValueError: the job needs more than one machine, or another launcher.
     """
     launch = job.launch
-    problems = capacity_problems(job) + secret_problems(job)
+    problems = key_problems(job, "local") + capacity_problems(job) + secret_problems(job)
     if launch.all_nodes > 1:
         problems.append(
             f"launch.nodes asks for {launch.all_nodes} machines, but a local run has only one; set launch.nodes=1"
         )
     refuse(problems)
-    shown = [f"{name}={shlex.quote(value)}" for name, value in launch.variables.items()]
-    shown += [
-        f'{secret.name}="$(<{shlex.quote(secret.file)})"' if secret.file else f'{secret.name}="${secret.environment}"'
-        for secret in launch.secrets
+    lines = [
+        "#!/bin/bash",
+        "# Written by `grpo launch local`; it runs the job.",
+        "set -euo pipefail",
+        'folder="$(mktemp --directory)"',
+        "trap 'rm -rf -- \"$folder\"' EXIT",
+        f'cat > "$folder/config.yaml" {here_document(job.snapshot(job.settings.cluster.address))}'.rstrip("\n"),
+        *(f"export {name}={shlex.quote(value)}" for name, value in launch.variables.items()),
+        *(
+            secret_file(secret) or f'export {secret.name}="${{{secret.environment}:?is not set}}"'
+            for secret in launch.secrets
+        ),
+        f'grpo {job.command} "$folder/config.yaml"',
     ]
-    return " ".join([*shown, "grpo", job.command, "CONFIG", "resume=auto"]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def run(job: LaunchJob) -> int:

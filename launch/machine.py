@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3")
-COMPILERS = ("g++", "c++", "clang++")
+COMPILERS = ("gcc", "cc", "clang")  # in the order in which Triton looks for them
 OLDEST_GLIBC = (2, 31)  # the wheels of llguidance need it; all other wheels in the lock need an older glibc or the same
 PROBE_SECONDS = 10
 OLDEST_DRIVER = 580  # the first branch for CUDA 13
@@ -70,12 +70,12 @@ def driver_note(version_file: str = "/proc/driver/nvidia/version") -> str:
 
 
 def check_compiler() -> None:
-    """Check now, because DeepSpeed and torch compile operators at their first use, long after the install."""
-    wanted = ([os.environ["CXX"]] if os.environ.get("CXX") else []) + list(COMPILERS)
+    """Check now, because Triton compiles at the first use of a kernel, long after the install."""
+    wanted = ([os.environ["CC"]] if os.environ.get("CC") else []) + list(COMPILERS)
     if not any(shutil.which(name.split()[0]) for name in wanted if name.strip()):
         raise InstallError(
-            f"No C++ compiler is on the PATH (looked for {', '.join(wanted)}), and DeepSpeed and torch need one: "
-            "install it, for example with `sudo apt-get install g++` or `sudo dnf install gcc-c++`."
+            f"No C compiler is on the PATH (looked for {', '.join(wanted)}), and Triton compiles kernels for a GPU "
+            "with it: install a compiler, for example with `sudo apt-get install gcc` or `sudo dnf install gcc`."
         )
 
 

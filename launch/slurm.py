@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,16 @@ import jinja2
 
 from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE
 from launch import slurm_options
-from launch.job import LaunchJob, capacity_problems, refuse, secret_file, secret_problems, storage_problems
+from launch.job import (
+    LaunchJob,
+    capacity_problems,
+    here_document,
+    refuse,
+    secret_file,
+    secret_problems,
+    storage_problems,
+)
+from launch.keys import key_problems
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Pyxis keeps these variables although the image may set others.
@@ -31,8 +39,10 @@ def render(job: LaunchJob) -> str:
             the user's template fails.
     """
     waits = "dependency" in job.launch.slurm.options
-    problems = capacity_problems(job) + storage_problems(job, starts_here=True, policy_comes_later=waits)
-    problems += secret_problems(job) + _folder_problems(job) + slurm_options.image_problems(job)
+    problems = key_problems(job, "slurm") + capacity_problems(job)
+    problems += storage_problems(job, starts_here=True, policy_comes_later=waits)
+    problems += secret_problems(job) + _folder_problems(job)
+    problems += slurm_options.gpu_problems(job) + slurm_options.image_problems(job)
     given = job.launch.slurm.template
     template = job.working_folder / given if given else TEMPLATES / "slurm.sh.j2"
     if not template.is_file():
@@ -61,7 +71,7 @@ def render(job: LaunchJob) -> str:
 
 def _values(job: LaunchJob) -> dict[str, object]:
     """The values that a template may use."""
-    launch, config = job.launch, job.snapshot(None)
+    launch = job.launch
     roles = (LEARNER_NODE, GENERATOR_NODE)
     local = launch.slurm.local_folder or ""
     return {
@@ -69,9 +79,7 @@ def _values(job: LaunchJob) -> dict[str, object]:
         "launch": launch,
         "folder": str(job.folder),
         "output": _output(job),
-        "config": config,
-        # A line that the configuration does not have.
-        "end_of_config": "END_OF_CONFIG_" + hashlib.sha256(config.encode()).hexdigest()[:16],
+        "config": here_document(job.snapshot(None)),
         "gpus": any(group.gpus_per_node for group in launch.groups),
         "folders": slurm_options.mounted_folders(job),
         "mounts": ",".join(f"{folder}:{folder}" for folder in ["/tmp", *slurm_options.mounted_folders(job)]),
@@ -81,6 +89,8 @@ def _values(job: LaunchJob) -> dict[str, object]:
         "local_variable": local.removeprefix("$") if local.startswith("$") else "",
         "passes_on": (TEMPLATES / "passes_on.sh").read_text(encoding="utf-8"),
         "ray_node": (TEMPLATES / "ray_node.sh").read_text(encoding="utf-8"),
+        "remove_ray_folder": (TEMPLATES / "remove_ray_folder.sh").read_text(encoding="utf-8"),
+        "owns_nodes": slurm_options.owns_nodes(job),
         "options": lambda group: slurm_options.options(job, group),
         "gpu_request": lambda group: slurm_options.gpu_request(job, group),
         "memory": lambda group: (group.memory_gib_per_node or 0) * 2**30,

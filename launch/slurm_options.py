@@ -33,6 +33,24 @@ def gpu_request(job: LaunchJob, group: NodesConfig) -> str | None:
     return f"--gpus-per-node={kind}{group.gpus_per_node}"
 
 
+def gpu_problems(job: LaunchJob) -> list[str]:
+    """Return types of GPUs that the request for GPUs does not contain."""
+    problems = []
+    for name, group in zip(("launch", "launch.generators"), job.launch.groups, strict=False):
+        if group.gpu_type is None:
+            continue
+        if "gres" in job.launch.slurm.options:
+            problems.append(f"{name}.gpu_type and launch.slurm.options.gres both choose the GPUs; keep one of them")
+        elif not group.gpus_per_node:
+            problems.append(f"{name}.gpu_type={group.gpu_type} has no effect without GPUs; set {name}.gpus_per_node")
+    return problems
+
+
+def owns_nodes(job: LaunchJob) -> bool:
+    """Return whether the job has its nodes for itself."""
+    return job.launch.slurm.options.get("exclusive") is True
+
+
 def options(job: LaunchJob, group: NodesConfig) -> list[str]:
     """Return the options of sbatch for one kind of nodes, each as a line of the script has it."""
     slurm = job.launch.slurm
@@ -45,7 +63,7 @@ def options(job: LaunchJob, group: NodesConfig) -> list[str]:
         ("nodes", group.nodes),
         ("ntasks-per-node", 1),
         ("cpus-per-task", group.cpus_per_node),
-        ("mem", f"{group.memory_gib_per_node}G" if group.memory_gib_per_node else 0),
+        ("mem", f"{group.memory_gib_per_node}G" if group.memory_gib_per_node else 0 if owns_nodes(job) else None),
     ]
     lines = [f"--{name}={value}" for name, value in named if value is not None]
     if request := gpu_request(job, group):
@@ -92,6 +110,8 @@ def image_problems(job: LaunchJob) -> list[str]:
     """Return problems of the image with the container program."""
     slurm, named = job.launch.slurm, image(job)
     key = "launch.slurm.image" if slurm.image else "launch.image"
+    if named is None and slurm.container == "pyxis":
+        return ["launch.slurm.container=pyxis runs an image; name it in launch.slurm.image or launch.image"]
     if named is None or _SCHEME.match(named):
         return []
     is_file = named.startswith("/")

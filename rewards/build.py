@@ -21,6 +21,7 @@ BUILT_IN: Mapping[str, str] = {
     "code": "rewards.verifiers.code:CodeVerifier",
     "exact": "rewards.verifiers.exact:Exact",
     "format": "rewards.verifiers.format:Format",
+    "instructions": "rewards.verifiers.instructions:Instructions",
     "length": "rewards.verifiers.length:Length",
     "math": "rewards.verifiers.math:Math",
     "math_verify": "rewards.verifiers.math_verify:MathVerify",
@@ -94,7 +95,8 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapte
             inspect.signature(source).bind_partial(**keywords)
             function = functools.partial(source, **keywords) if keywords else source
     except TypeError as problem:
-        raise ValueError(f"verifier {use!r} does not take the options {keywords}: {problem}") from problem
+        taken = _options_of(source)
+        raise ValueError(f"verifier {use!r} does not take the options {keywords}: {problem}{taken}") from problem
     try:
         return Adapted(
             function,
@@ -104,6 +106,20 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapte
         )
     except ValueError as problem:
         raise ValueError(f"verifier {use!r}: {problem}") from problem
+
+
+def _options_of(source: Callable[..., Any]) -> str:
+    """The options that a verifier takes, as the end of a message; empty if its signature does not show them."""
+    parameters = inspect.signature(source).parameters.values()
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return ""
+    if not inspect.isclass(source):
+        # A call gives the completion, the reference and the row, and no option sets them.
+        by_place = [each for each in named if each.kind is each.POSITIONAL_OR_KEYWORD]
+        named = [each for each in named if each not in by_place[:2] and each.name != "prompt"]
+    names = ", ".join(each.name for each in named)
+    return f"; it takes {names}" if names else "; it takes no options"
 
 
 def _locate(use: str) -> Callable[..., Any]:

@@ -9,6 +9,15 @@ from typing import Any
 from rewards.build import VerifierSpec
 
 
+def place_of(name: str) -> str:
+    """The name of a row for messages: `row 7 of rows.jsonl` for `rows.jsonl:7`. Rows count from 0.
+
+    A number after a file's name would look like a line number.
+    """
+    source, _, number = name.rpartition(":")
+    return f"row {number} of {source}" if source and number.isdecimal() else f"row {name}"
+
+
 def applies(spec: VerifierSpec, row: Mapping[str, Any]) -> bool:
     """True when the row has a listed value in every column of the spec's `when`, or the spec has no `when`."""
     return all(_has_one_of(row.get(column), values) for column, values in spec.when.items())
@@ -47,7 +56,8 @@ def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[
             near = difflib.get_close_matches(missing[0], list(row), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"row {name} has no column {missing[0]!r}, which verifiers[].when needs; it has {', '.join(row)}{hint}"
+                f"{place_of(name)} has no column {missing[0]!r}, which verifiers[].when needs; it has "
+                f"{', '.join(row)}{hint}"
             )
         chosen = choose(specs, row)
         if not any(spec.weight for spec in chosen) or (by_kind and not any(spec.when for spec in chosen)):
@@ -74,6 +84,6 @@ def _refusal(
     )
     weightless = f" but {', '.join(spec.name for spec in chosen)}" if chosen else ""
     return (
-        f"row {name} has {has}, for which no verifier{weightless} is configured (known: {known}); correct the row, "
-        "leave it out, or add its value to a verifier's `when`"
+        f"{place_of(name)} has {has}, for which no verifier{weightless} is configured (known: {known}); correct the "
+        "row, leave it out, or add its value to a verifier's `when`"
     )

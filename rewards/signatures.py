@@ -26,6 +26,8 @@ _MISPLACED = (
     _COMPLETION | _ROW | _QUESTION | UNKNOWN,
     _COMPLETION | _REFERENCE | _QUESTION | UNKNOWN,
 )
+# A third parameter of one of these names gets the column of this name, as in the library `verifiers`.
+_COLUMNS_THERE = ("info", "task")
 _MEANT = ("the completion", "the reference answer", "the row's columns, as a mapping")
 
 _GROUP: Values = {
@@ -94,15 +96,34 @@ def _single(
         )
     count = 3 if any_number or (len(positional) >= 3 and _wants_row(positional[2])) else min(2, len(positional))
     taken = set(signature.parameters)
+    third = positional[2] if count == 3 and len(positional) >= 3 else None
+    column = third if third is not None and third.name in _COLUMNS_THERE else None
 
     def arguments(batch: Batch) -> Arguments:
-        given = (batch.completions[0], batch.reference, batch.row)[:count]
+        row = batch.row if column is None else _column(function, column, batch.row)
+        given = (batch.completions[0], batch.reference, row)[:count]
         if not takes_columns:
             return given, {}
         columns = batch.row if count > 1 else {"reference": batch.reference, **batch.row}
         return given, {name: value for name, value in columns.items() if name not in taken}
 
-    return Signature(False, arguments, positional=0 if takes_columns else count)
+    return Signature(False, arguments, positional=0 if takes_columns or column is not None else count)
+
+
+def _column(function: Callable[..., Any], parameter: inspect.Parameter, row: Mapping[str, Any]) -> Any:
+    """The column that a parameter names; its default if the row has no such column.
+
+    Raises:
+        ValueError: there is neither a column nor a default.
+    """
+    if parameter.name in row:
+        return row[parameter.name]
+    if parameter.default is not parameter.empty:
+        return parameter.default
+    raise ValueError(
+        f"{name_of(function)} takes {parameter.name!r}, which is a column in the library verifiers, and the row has no "
+        f"such column; it has {', '.join(row)}. To get all columns as a mapping, call the parameter prompt"
+    )
 
 
 def _wants_row(third: inspect.Parameter) -> bool:
@@ -130,4 +151,4 @@ def _likely_value(name: str) -> str:
         return f"prompt[{PROBLEM_COLUMN!r}]"
     if name in UNKNOWN:  # a run has no such value
         return f"{name}=..."
-    return "prompt" if name in _ROW else f"prompt[{name!r}]"
+    return "prompt" if name in _ROW and name not in _COLUMNS_THERE else f"prompt[{name!r}]"

@@ -27,6 +27,7 @@ _RUNNING_AT = 96
 _RUNNING = struct.Struct("=Qd")
 _IMPORT_AT = 128
 _WAITING_SINCE_AT, _WAITED_AT = 192, 200  # start of the wait (0: no wait), and sum of all waits, in nanoseconds
+_RECEIVED_AT = 208
 
 
 class SharedPage:
@@ -50,6 +51,14 @@ class SharedPage:
         """
         batch, kept = _REVOKED.unpack_from(self._memory, 0)
         return int(batch), int(kept)
+
+    def write_received(self, count: int) -> None:
+        """Worker: record that the first bytes of this many batches were read from the socket."""
+        _NUMBER.pack_into(self._memory, _RECEIVED_AT, count)
+
+    def received(self) -> int:
+        """Parent: number of batches that the worker has read at least in part."""
+        return int(_NUMBER.unpack_from(self._memory, _RECEIVED_AT)[0])
 
     def write_begun(self, identity: int, clock_ns: int) -> None:
         """Worker: record that the call `identity` begins when this process has used `clock_ns` of processor time."""

@@ -6,8 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+# Tests assert behaviour, not speed: on a busy machine a single example may take longer than Hypothesis' 200 ms.
+hypothesis.settings.register_profile("any speed", deadline=None)
+hypothesis.settings.load_profile("any speed")
 # Before anything imports torch: two processes whose threads spin for the same cores take minutes for seconds of work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -33,3 +37,23 @@ def ray_running() -> Iterator[None]:
     start_local_ray(16)
     yield
     ray.shutdown()
+
+
+# A mark that a report of a test carries, also from the process of another worker.
+NEEDS_GPU = ("needs", "GPU")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.user_properties.append(NEEDS_GPU)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that nobody ran for lack of a GPU. A green run says nothing about them."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    names = sorted({each.nodeid for each in skipped if NEEDS_GPU in map(tuple, getattr(each, "user_properties", ()))})
+    if names:
+        terminalreporter.section(f"{len(names)} not run: no GPU", sep="-")
+        terminalreporter.line("\n".join(names))
+        terminalreporter.line("On a machine with a GPU: make install-gpu && .venv-gpu/bin/python -m pytest -m gpu")

@@ -10,17 +10,21 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.algorithm import advantages, aggregation, contracts, losses
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.section import names_code
+from grpo.deferred import deferred
 from rewards.named_code import absolute_name, locate
 from rewards.raised import describe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = deferred("torch")
 
 Kind = Literal["advantage", "ratio", "aggregation", "kl"]
 BUILT_IN: Mapping[Kind, Mapping[str, Callable[..., Any]]] = {
@@ -204,7 +208,7 @@ def aggregation_of(algorithm: AlgorithmConfig, longest: int) -> contracts.Aggreg
 
 
 def _shaped(chosen: AlgorithmChoice, result: object, like: Tensor) -> Tensor:
-    if not isinstance(result, Tensor):
+    if not isinstance(result, torch.Tensor):
         raise RuntimeError(f"{chosen.key} returned {type(result).__name__}; expected a tensor")
     if result.shape != like.shape:
         raise RuntimeError(f"{chosen.key} returned shape {tuple(result.shape)}; expected {tuple(like.shape)}")

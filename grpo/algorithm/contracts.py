@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from grpo.algorithm.aggregation import Weighting
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.types import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Advantage(Protocol):

@@ -8,11 +8,18 @@ is 1 / length, such a value counts once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from grpo.deferred import deferred
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = deferred("torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,7 @@ def geometric_policy_loss(
     """
     difference_T = logprobs_T - old_logprobs_T
     # If clip_low is 1, the lower edge is log(0) = -inf, so no value is clipped at this edge.
-    low, high = (torch.tensor(edge).log().item() for edge in (1 - clip_low, 1 + clip_high))
+    low, high = _log(1 - clip_low), _log(1 + clip_high)
     bounded_T = torch.where(advantages_T > 0, difference_T.clamp(max=high), difference_T.clamp(min=low))
     detached_T = difference_T.detach()
     return PolicyLoss(
@@ -166,6 +173,12 @@ def geometric_policy_loss(
         clipped_low_T=(detached_T < low) & (advantages_T < 0),
         clipped_high_T=(detached_T > high) & (advantages_T > 0),
     )
+
+
+@functools.cache
+def _log(edge: float) -> float:
+    """The logarithm in float32, as the logarithms of the ratios have it; -inf at 0."""
+    return torch.tensor(edge, device="cpu").log().item()
 
 
 def soft_policy_loss(

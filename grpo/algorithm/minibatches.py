@@ -9,7 +9,8 @@ from torch import Tensor
 
 from grpo.algorithm.aggregation import token_mean
 from grpo.algorithm.contracts import Aggregation
-from grpo.algorithm.packing import Microbatch, TrainingSequence, deal_out, filler, length_batches, pack
+from grpo.algorithm.packing import Microbatch, TrainingSequence, filler, length_batches, pack
+from grpo.algorithm.sharing import deal_out
 from grpo.types import Group
 
 # For each group and rollout: the log-probabilities of the completion's tokens, or None if they were not needed.
@@ -106,7 +107,7 @@ def minibatches(
             )
         ]
         if sequences:
-            computed = [item for item in sequences if item.advantage != 0.0] if skip_without_advantage else sequences
+            computed = [item for item in sequences if not (skip_without_advantage and item.without_advantage)]
             yield batch(
                 # A batch without any advantage is still an optimizer step, with a gradient of zero.
                 computed or [filler(sequences[0])],
@@ -152,7 +153,7 @@ def batch(
     )
     total = sum(len(sequence.token_ids) for sequence in sequences)
     packed = [microbatch for part in parts for microbatch in part.microbatches]
-    real = sum(len(sequence.token_ids) - 1 for sequence in sequences if sequence.weight)
+    real = sum(len(sequence.token_ids) - 1 for sequence in sequences if sequence.trained_tokens)
     return TrainBatch(
         parts,
         padding_share=1.0 - real / sum(_attended(microbatch) for microbatch in packed),

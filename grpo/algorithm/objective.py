@@ -12,6 +12,7 @@ from grpo.algorithm import advantages, losses, mismatch
 from grpo.algorithm.choices import kl_estimate, looks_at_sequences, policy_loss
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.algorithm.packing import Microbatch
+from grpo.algorithm.transfer import on_device
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.types import Group
 
@@ -125,7 +126,7 @@ def policy_terms(
 def _sequences(batch: Microbatch, mask_T: Tensor) -> Sequences:
     count = len(batch.lengths_S)
     index_T = torch.repeat_interleave(torch.arange(count), batch.lengths_S)
-    return Sequences(index_T.to(mask_T.device), mask_T, count)
+    return Sequences(on_device(index_T, mask_T.device), mask_T, count)
 
 
 def _correction(
@@ -178,7 +179,9 @@ def _measured(
     nothing = loss_sum.new_zeros((), dtype=torch.float64)
     summed = [nothing if row is None else torch.where(mask_T, row, 0).sum(dtype=torch.float64) for row in rows]
     sums = torch.stack([loss_sum.double(), mask_T.sum().double(), *summed])
-    log_ratios = policy.ratio_T[mask_T].log().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    # A selection by `mask_T` would make the host wait for its size. The histogram ignores values beyond the limit.
+    log_ratios = policy.ratio_T.log().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    log_ratios = torch.where(mask_T, log_ratios, 2 * LOG_RATIO_LIMIT)
     return Terms(
         loss_sum,
         sums,

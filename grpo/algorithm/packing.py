@@ -10,35 +10,51 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from grpo.algorithm.transfer import on_device
+from grpo.deferred import deferred
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = deferred("torch")
+
+
+# A value for each sampled token of a sequence, or a value that all of them have.
+PerToken = float | tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSequence:
-    """A prompt and one of its completions, as one sequence to train on.
+    """A prompt and the tokens after it, as one sequence to train on.
+
+    The tokens after the prompt are a completion or the later part of a conversation. The policy sampled them, apart
+    from the ranges `given`: tool results and other turns that the world gave. Only sampled tokens carry loss.
 
     Attributes:
-        token_ids: tokens of the prompt, then of the completion.
-        prompt_length: length of the prompt, in tokens.
-        old_logprobs: log-probabilities of the completion's tokens under the policy that sampled them (any value for
+        token_ids: tokens of the prompt, then the tokens after it. The last token is sampled.
+        prompt_length: length of the prompt, in tokens. Sequences with the same prompt share its computation.
+        old_logprobs: log-probabilities of the sampled tokens under the policy that sampled them (any value for
             supervised rows).
-        advantage: advantage of the completion.
-        weight: weight of each completion token in the loss (`grpo.algorithm.aggregation`); 0 if the sequence carries no
-            loss.
-        proximal_logprobs: log-probabilities of the completion's tokens under the learner at the start of the step; None
-            if the ratio is relative to the sampler.
+        advantage: advantage of the sampled tokens.
+        weight: weight of the sampled tokens in the loss (`grpo.algorithm.aggregation`); 0 for a token without loss.
+        proximal_logprobs: log-probabilities of the sampled tokens under the learner at the start of the step; None if
+            the ratio is relative to the sampler.
+        given: index ranges [start, stop) into `token_ids`, in ascending order, of tokens after the prompt that the
+            world gave.
     """
 
     token_ids: tuple[int, ...]
     prompt_length: int
     old_logprobs: tuple[float, ...]
-    advantage: float
-    weight: float = 1.0
+    advantage: PerToken
+    weight: PerToken = 1.0
     proximal_logprobs: tuple[float, ...] | None = None
+    given: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.prompt_length < len(self.token_ids):
@@ -46,17 +62,44 @@ class TrainingSequence:
                 f"a sequence needs a prompt and a completion; got {len(self.token_ids)} tokens, of which "
                 f"{self.prompt_length} are the prompt"
             )
-        for logprobs in (self.old_logprobs, self.proximal_logprobs):
-            if logprobs is not None and len(logprobs) != len(self.token_ids) - self.prompt_length:
+        sampled = len(self.token_ids) - self.prompt_length
+        if self.given:
+            borders = [self.prompt_length, *itertools.chain.from_iterable(self.given), len(self.token_ids) - 1]
+            empty = any(start == stop for start, stop in self.given)
+            if empty or any(left > right for left, right in itertools.pairwise(borders)):
                 raise ValueError(
-                    f"{len(self.token_ids) - self.prompt_length} completion tokens came with "
-                    f"{len(logprobs)} log-probabilities"
+                    f"the given ranges {self.given} must ascend after the {self.prompt_length} tokens of the prompt "
+                    f"and end before the last of {len(self.token_ids)} tokens"
                 )
+            sampled -= sum(stop - start for start, stop in self.given)
+        named = {
+            "log-probabilities": self.old_logprobs,
+            "proximal log-probabilities": self.proximal_logprobs,
+            "advantages": self.advantage,
+            "weights": self.weight,
+        }
+        for name, values in named.items():
+            if isinstance(values, tuple) and len(values) != sampled:
+                raise ValueError(f"{sampled} sampled tokens came with {len(values)} {name}")
 
     @property
     def trained_tokens(self) -> int:
-        """Number of completion tokens that carry loss."""
+        """Number of sampled tokens that carry loss."""
+        if isinstance(self.weight, tuple):
+            return sum(weight != 0 for weight in self.weight)
         return len(self.old_logprobs) if self.weight else 0
+
+    @property
+    def without_advantage(self) -> bool:
+        """Whether all advantages are 0."""
+        return not any(self.advantage) if isinstance(self.advantage, tuple) else self.advantage == 0.0
+
+    def sampled_indices(self) -> range | list[int]:
+        """Return the indices of the sampled tokens in `token_ids`."""
+        if not self.given:
+            return range(self.prompt_length, len(self.token_ids))
+        borders = [self.prompt_length, *itertools.chain.from_iterable(self.given), len(self.token_ids)]
+        return [index for start, stop in zip(borders[::2], borders[1::2], strict=True) for index in range(start, stop)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +109,8 @@ class Place:
     Attributes:
         prompt: first position of the prompt.
         prompt_length: number of positions of the prompt.
-        rest: first position of the completion. The last token of the completion has no position.
-        rest_length: number of positions of the completion, possibly 0.
+        rest: first position after the prompt. The last token of the sequence has no position.
+        rest_length: number of positions after the prompt, possibly 0.
     """
 
     prompt: int
@@ -86,21 +129,22 @@ class Microbatch:
     """Packed tensors for one forward and backward pass.
 
     The model computes N tokens. It computes each prompt once, even if several completions share the prompt. It computes
-    each completion without the last token, which predicts no token. The loss covers T predicted tokens: all tokens of
-    all completions, in order.
+    each completion without the last token, which predicts no token. The loss covers T predicted tokens: all sampled
+    tokens of all sequences, in order.
 
     Attributes:
         input_ids_N: int64, tokens that the model reads.
         position_ids_N: int64, position of each token in its sequence, from 0.
-        places: place of each sequence among the N positions, in the order of the completions among the T tokens.
+        places: place of each sequence among the N positions, in the order of the sequences among the T tokens.
         source_T: int64, index of the position (among the N) that predicts the token.
         targets_T: int64, the predicted token.
         lengths_S: int64, number of predicted tokens of each sequence.
-        weights_T: float32, weight of the token in the loss; 0 in a sequence of filler.
+        weights_T: float32, weight of the token in the loss; 0 for a token without loss, as in a sequence of filler.
         old_logprobs_T: float32, log-probability of the token under the policy that sampled it.
-        advantages_T: float32, advantage of the token's completion.
+        advantages_T: float32, advantage of the token.
         proximal_logprobs_T: float32, log-probability of the token under the learner at the start of the step; None if
             the ratio is relative to the sampler.
+        host_source_T: `source_T` on the CPU, after `to` has moved `source_T` to another device.
     """
 
     input_ids_N: Tensor
@@ -113,12 +157,16 @@ class Microbatch:
     old_logprobs_T: Tensor
     advantages_T: Tensor
     proximal_logprobs_T: Tensor | None = None
+    host_source_T: Tensor | None = None
 
     def to(self, device: torch.device) -> Microbatch:
-        """Return a copy with all tensors on `device`. Only the lengths stay on the CPU, where they are read."""
-        named = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name != "lengths_S")
-        moved: dict[str, Any] = {name: value.to(device) for name, value in named if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        """Return a copy with all tensors on `device`, apart from lengths and `host_source_T`, which the host reads."""
+        staying = ("lengths_S", "host_source_T")
+        named = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name not in staying)
+        moved: dict[str, Any] = {
+            name: on_device(value, device) for name, value in named if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved, host_source_T=self.source_T if self.host_source_T is None else self.host_source_T)
 
     def __reduce__(self) -> tuple[Callable[..., Microbatch], tuple[object, ...]]:
         """Pickle the tensors as NumPy arrays. Ray would copy tensors into the pickle, but sends arrays outside it."""
@@ -126,7 +174,8 @@ class Microbatch:
             [(place.prompt, place.prompt_length, place.rest, place.rest_length) for place in self.places]
         )
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return _microbatch, (places_S4, {name: value.numpy() for name, value in named if isinstance(value, Tensor)})
+        arrays = {name: value.numpy() for name, value in named if isinstance(value, torch.Tensor)}
+        return _microbatch, (places_S4, arrays)
 
 
 def _microbatch(places_S4: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Microbatch:
@@ -157,22 +206,35 @@ def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
         positions.append(np.arange(length, length + len(rest)))
         computed += len(rest)
     lengths_S = np.array([len(sequence.old_logprobs) for sequence in sequences])
-    sources = [
-        (place.prompt + place.prompt_length - 1, *range(place.rest, place.rest + place.rest_length)) for place in places
-    ]
+    sampled = [sequence.sampled_indices() for sequence in sequences]
     has_proximal = any(sequence.proximal_logprobs is not None for sequence in sequences)
     proximal = [logprob for sequence in sequences for logprob in sequence.proximal_logprobs or sequence.old_logprobs]
     return Microbatch(
         input_ids_N=_integers([token for piece in pieces for token in piece]),
         position_ids_N=_integers(np.concatenate(positions)),
         places=tuple(places),
-        source_T=_integers([position for source in sources for position in source]),
-        targets_T=_integers([token for item in sequences for token in item.token_ids[item.prompt_length :]]),
+        source_T=_integers(np.concatenate([_sources(*item) for item in zip(places, sampled, strict=True)])),
+        targets_T=_integers([item.token_ids[at] for item, kept in zip(sequences, sampled, strict=True) for at in kept]),
         lengths_S=_integers(lengths_S),
-        weights_T=_floats(np.repeat([sequence.weight for sequence in sequences], lengths_S)),
+        weights_T=_per_token([sequence.weight for sequence in sequences], lengths_S),
         old_logprobs_T=_floats([logprob for sequence in sequences for logprob in sequence.old_logprobs]),
-        advantages_T=_floats(np.repeat([sequence.advantage for sequence in sequences], lengths_S)),
+        advantages_T=_per_token([sequence.advantage for sequence in sequences], lengths_S),
         proximal_logprobs_T=_floats(proximal) if has_proximal else None,
+    )
+
+
+def _sources(place: Place, sampled: Sequence[int]) -> np.ndarray:
+    """Return the positions that predict the sampled tokens: the positions of the tokens before them."""
+    before = np.asarray(sampled) - 1
+    in_prompt = before < place.prompt_length
+    return np.where(in_prompt, place.prompt + before, place.rest + before - place.prompt_length)
+
+
+def _per_token(values: Sequence[PerToken], lengths_S: np.ndarray) -> Tensor:
+    if not any(isinstance(value, tuple) for value in values):
+        return _floats(np.repeat(np.asarray(values), lengths_S))
+    return _floats(
+        np.concatenate([np.broadcast_to(value, length) for value, length in zip(values, lengths_S, strict=True)])
     )
 
 
@@ -182,89 +244,6 @@ def _integers(values: Sequence[int] | np.ndarray) -> Tensor:
 
 def _floats(values: Sequence[float] | np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(values, np.float32))
-
-
-def sharing_units(sequences: Sequence[TrainingSequence], max_tokens: int) -> list[tuple[list[int], int]]:
-    """Form units of sequences that share a prompt. The model computes the shared prompt once per unit.
-
-    Args:
-        sequences: sequences to train on.
-        max_tokens: largest size of a unit, in tokens. The limit makes it possible to distribute the units evenly. A
-            unit with a single sequence may be larger.
-
-    Returns:
-        For each unit: (indices of its sequences, number of tokens that the model computes for the unit).
-    """
-    units: list[tuple[list[int], int]] = []
-    open_units: dict[tuple[int, ...], int] = {}
-    for index, sequence in enumerate(sequences):
-        prompt = sequence.token_ids[: sequence.prompt_length]
-        completion_tokens = len(sequence.token_ids) - sequence.prompt_length - 1
-        unit = open_units.get(prompt)
-        if unit is not None and units[unit][1] + completion_tokens <= max_tokens:
-            units[unit] = ([*units[unit][0], index], units[unit][1] + completion_tokens)
-        else:
-            open_units[prompt] = len(units)
-            units.append(([index], len(prompt) + completion_tokens))
-    return units
-
-
-def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:
-    """Distribute sequences over ranks. Each rank gets the same number of microbatches of at most `max_tokens` tokens.
-
-    The method is greedy (the LPT rule, Graham 1969). It takes the sequences in the order of their lengths, the longest
-    first, and puts each sequence into the emptiest microbatch. If a microbatch becomes too large, the method starts
-    again with more microbatches. Therefore the sizes of two microbatches differ at most by the length of the longest
-    sequence. The microbatches are then distributed over the ranks in the order of their sizes. Therefore the totals of
-    two ranks also differ at most by the length of the longest sequence. The k-th microbatches of all ranks, which run
-    at the same time, have similar sizes.
-
-    Args:
-        lengths: length of each sequence, in tokens.
-        ranks: number of data-parallel ranks.
-        max_tokens: largest size of a microbatch, in tokens.
-
-    Returns:
-        For each rank and microbatch, the indices into `lengths`. If there are fewer sequences than microbatches, some
-        microbatches are empty.
-
-    Raises:
-        ValueError: a sequence is longer than `max_tokens`.
-    """
-    if not lengths:
-        raise ValueError("there is nothing to share out")
-    longest = max(lengths)
-    if longest > max_tokens:
-        raise ValueError(
-            f"a sequence of {longest} tokens does not fit learner.microbatch_tokens={max_tokens}; "
-            "raise learner.microbatch_tokens, or lower the length limits"
-        )
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    per_rank = -(-sum(lengths) // (max_tokens * ranks))
-    while True:
-        bins: list[list[int]] = [[] for _ in range(per_rank * ranks)]
-        loads = [0] * len(bins)
-        for index in order:
-            emptiest = min(range(len(bins)), key=loads.__getitem__)
-            bins[emptiest].append(index)
-            loads[emptiest] += lengths[index]
-        if max(loads) <= max_tokens:
-            by_size = [bins[place] for place in sorted(range(len(bins)), key=loads.__getitem__, reverse=True)]
-            return [by_size[rank::ranks] for rank in range(ranks)]
-        per_rank += 1
-
-
-def deal_out(sequences: Sequence[TrainingSequence], ranks: int, max_tokens: int) -> list[list[list[int]]]:
-    """Distribute sequences over ranks as `split_evenly` does. Sequences of the same prompt stay together if possible.
-
-    Returns:
-        For each rank and microbatch, the indices into `sequences`.
-    """
-    total = sum(len(sequence.token_ids) for sequence in sequences)
-    # A unit has at most a quarter of a rank's or a microbatch's tokens, so the units can be distributed evenly.
-    units = sharing_units(sequences, min(max_tokens, total // ranks) // 4)
-    shares = split_evenly([tokens for _, tokens in units], ranks, max_tokens)
-    return [[[index for unit in chosen for index in units[unit][0]] for chosen in share] for share in shares]
 
 
 def filler(like: TrainingSequence) -> TrainingSequence:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from grpo.algorithm.choices import kl_estimate
 from grpo.algorithm.minibatches import ProximalLogprobs
-from grpo.algorithm.packing import Microbatch, TrainingSequence, deal_out, filler, pack
+from grpo.algorithm.packing import Microbatch, TrainingSequence, filler, pack
+from grpo.algorithm.sharing import deal_out
 from grpo.config import TrainConfig
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.types import Group

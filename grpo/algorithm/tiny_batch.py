@@ -9,15 +9,19 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NoReturn
 
 from grpo.algorithm import choices
 from grpo.algorithm.choices import BUILT_IN, AlgorithmChoice, Kind, choice
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.config.algorithm import AlgorithmConfig
+from grpo.deferred import deferred
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = deferred("torch")
 
 # Rewards of three groups. The first has a failed verdict, the second has no variance, and the third has an element of
 # padding. `_INVALID` has the places of the failed verdict and of the padding.

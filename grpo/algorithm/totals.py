@@ -14,17 +14,29 @@ QUANTILES = {"ratio_p01": 0.01, "ratio_p50": 0.5, "ratio_p99": 0.99}
 
 
 class Totals:
-    """Sums over microbatches. The ranks reduce `added` by sum and `largest` by maximum."""
+    """Sums over microbatches. The ranks reduce `added` by sum and `largest` by maximum.
 
-    def __init__(self) -> None:
-        """Start at zero."""
-        self.added = torch.zeros(len(SUMS) + LOG_RATIO_BINS, dtype=torch.float64)
-        self.largest = torch.zeros(1, dtype=torch.float64)
+    The sums stay on the device of the terms, so that the host does not wait for each microbatch. `read` moves them.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Start at zero.
+
+        Args:
+            device: device of the terms; by default the CPU.
+        """
+        self.added = torch.zeros(len(SUMS) + LOG_RATIO_BINS, dtype=torch.float64, device=device)
+        self.largest = torch.zeros(1, dtype=torch.float64, device=device)
 
     def add(self, terms: Terms) -> None:
         """Add the terms of a microbatch."""
-        self.added += torch.cat([terms.sums, terms.log_ratios]).cpu()
-        self.largest = torch.maximum(self.largest, terms.ratio_max.cpu())
+        self.added += torch.cat([terms.sums, terms.log_ratios])
+        self.largest = torch.maximum(self.largest, terms.ratio_max)
+
+    def read(self) -> None:
+        """Move the sums to the host, in one copy. Call this once, after the last microbatch."""
+        whole = torch.cat([self.added, self.largest]).cpu()
+        self.added, self.largest = torch.split(whole, [len(self.added), 1])
 
     def metrics(self, denominator: float, algorithm: AlgorithmConfig | None) -> dict[str, float]:
         """Return the loss divided by `denominator`, and the means of the other terms over the computed tokens.

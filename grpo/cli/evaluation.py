@@ -51,6 +51,10 @@ def run(
     k: Annotated[int | None, typer.Option(help="completions for each problem and seed; default: the task's")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the task's")] = None,
     top_p: Annotated[float | None, typer.Option(help="default: the task's")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="likeliest tokens to sample from; 0: all; default: the task's")
+    ] = None,
+    min_p: Annotated[float | None, typer.Option(help="default: the task's")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="longest completion; default: the task's")] = None,
     seeds: Annotated[str | None, typer.Option(help="seeds such as 0,1,2; each makes k completions")] = None,
     limit: Annotated[int | None, typer.Option(help="number of problems of each task, from the first")] = None,
@@ -69,7 +73,8 @@ def run(
     """
 
     def job() -> None:
-        options: dict[str, Any] = {"k": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        options: dict[str, Any] = {"k": k, "temperature": temperature, "max_tokens": max_tokens}
+        options |= {"top_p": top_p, "top_k": top_k, "min_p": min_p}
         options |= {
             "like": like,
             "limit": limit,
@@ -119,16 +124,19 @@ def tasks(
     from grpo.evaluation.problems import load_task, task_names
 
     terminal, table = Terminal(), LiteralTable()
-    for column in ("task", "data", "verifier", "k", "temperature", "top_p", "max_tokens"):
-        table.add_column(column)
+    for column in ("task", "problems", "verifier", "k", "temperature", "top_p", "top_k", "max_tokens"):
+        table.add_column(column, no_wrap=column == "task")
     loaded = [load_task(name) for name in task_names()]
     for task in loaded:
         sampling = task.sampling
-        sizes = (str(sampling.k), f"{sampling.temperature:g}", f"{sampling.top_p:g}", f"{sampling.max_tokens:,}")
-        table.add_row(task.name, f"{task.data.hub} ({task.data.subset or task.data.split})", task.verifier.use, *sizes)
+        settings = [str(sampling.k), f"{sampling.temperature:g}", f"{sampling.top_p:g}"]
+        settings += [str(sampling.top_k or "all"), f"{sampling.max_tokens:,}"]
+        table.add_row(task.name, f"{task.size:,}" if task.size else "?", task.verifier.use, *settings)
     terminal.print(table)
     if long:
         for task in loaded:
-            terminal.print(literal(f"{task.name}: {task.source} Comparable with: {task.comparable}"), soft_wrap=True)
+            data = f"{task.data.hub} ({', '.join(filter(None, (task.data.subset, task.data.split)))})"
+            line = f"{task.name}: {task.source} Data: {data}. Comparable with: {task.comparable}"
+            terminal.print(literal(line), soft_wrap=True)
     for name, conditions in PUBLISHED.items():
         terminal.print(literal(f"--like {name}: {conditions.source}"), soft_wrap=True)

@@ -12,7 +12,7 @@ from grpo.cli.guarded import guarded
 from grpo.cli.options import ConfigPath, Debug, LogLevelOption, Overrides, with_log_level
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import load
-from grpo.terminal import Terminal
+from grpo.terminal import Terminal, literal
 
 
 def train(
@@ -63,11 +63,14 @@ def launch(
     status = 0
 
     def job() -> None:
+        from grpo.cluster.claim import idle_gpus
         from launch.job import LaunchJob
         from launch.start import render, start
 
         nonlocal status
         described = LaunchJob(jobs.load_config(config, *overrides or ()), Path.cwd())
+        for warning in idle_gpus(described.settings):
+            Terminal(stderr=True).print(literal(f"warning: {warning}", "yellow"), soft_wrap=True)
         if dry_run:
             print(render(target, described), end="")
         else:

@@ -181,7 +181,7 @@ def config(
         if migrating:
             from grpo.config.migrating import markdown as migrating_page
 
-            print(migrating_page(), end="")
+            print(migrating_page(config_reference.defaults()), end="")
         elif markdown:
             print(config_reference.markdown(), end="")
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from grpo import config
 from grpo.config.cluster import Device
-from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE
+from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, NodesConfig
 
 
 def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
@@ -24,6 +24,38 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
         generator.threads,
         settings.cluster.share_gpus,
     )
+
+
+def idle_gpus(settings: config.TrainConfig | config.SftConfig) -> list[str]:
+    """Return a warning for each kind of nodes in the section `launch` that has GPUs which the job would not use."""
+    launch, plan = settings.launch, plan_of(settings)
+    if launch is None:
+        return []
+    learner, sampling = ("learner.ranks", plan.learner_ranks), plan.gpus - plan.learner_ranks
+    replicas = ("generator.replicas", sampling)
+    kinds: list[tuple[str, NodesConfig, list[tuple[str, int]]]]
+    if launch.generators is None:
+        kinds = [("launch", launch, [learner, replicas] if sampling else [learner])]
+    else:
+        kinds = [("launch", launch, [learner]), ("launch.generators", launch.generators, [replicas])]
+    warnings = []
+    for section, nodes, users in kinds:
+        booked = nodes.nodes * nodes.gpus_per_node
+        used = 0 if settings.cluster.device == "cpu" else sum(count for _, count in users)
+        if used >= booked:
+            continue
+        if settings.cluster.device == "cpu":
+            uses = "cluster.device=cpu uses none of them"
+        else:
+            counts = " + ".join(f"{count} for {name}" for name, count in users)
+            uses = f"the job uses {used}: {counts}"
+        keys = " or ".join(name for name, _ in users)
+        warnings.append(
+            f"{section} books {booked} GPUs ({section}.nodes={nodes.nodes} x {section}.gpus_per_node="
+            f"{nodes.gpus_per_node}), but {uses}; {booked - used} stay idle. Raise {keys}, or "
+            f"lower {section}.nodes or {section}.gpus_per_node"
+        )
+    return warnings
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from grpo import config
 from grpo.cluster.claim import Plan
 from grpo.cluster.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.cluster.generator_group import GeneratorGroup
+from grpo.cluster.learner_actor import CONCURRENCY_GROUPS as LEARNER_GROUPS
 from grpo.cluster.learner_actor import LearnerActor
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.cluster.replica import GeneratorLimits
@@ -72,7 +73,9 @@ class Cluster:
             environment |= ON_LOOPBACK
         logs = present_place()
         actors = [
-            self._place(LearnerActor, bundle, self._plan.learner_threads, 1.0, environment).remote(setup, logs)
+            self._place(
+                LearnerActor, bundle, self._plan.learner_threads, 1.0, environment, concurrency_groups=LEARNER_GROUPS
+            ).remote(setup, logs)
             for bundle, setup in enumerate(setups)
         ]
         self._actors += actors

@@ -6,7 +6,11 @@ machine may have an NVIDIA driver and Ray would count its GPUs.
 
 from __future__ import annotations
 
+import importlib.util
+import runpy
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from grpo.config.cluster import ClusterConfig, Device
 
@@ -27,9 +31,8 @@ def build() -> Device:
     Raises:
         ValueError: the environment mixes builds that cannot run together.
     """
-    import torch
-
-    cuda_torch = torch.version.cuda is not None
+    torch_version, torch_cuda = _torch_build()
+    cuda_torch = torch_cuda is not None
     cpu_vllm, gpu_vllm = _version(_CPU_BUILD), _version(_GPU_BUILD)
     if cpu_vllm and gpu_vllm:
         raise ValueError(
@@ -40,7 +43,7 @@ def build() -> Device:
     if gpu_vllm and not cuda_torch:
         raise ValueError(
             f"this environment mixes the GPU build of vLLM ({_GPU_BUILD} {gpu_vllm}) with the CPU build of torch "
-            f"({torch.__version__}); expected the same build of both. The extra `gpu` does not replace an installed "
+            f"({torch_version}); expected the same build of both. The extra `gpu` does not replace an installed "
             f"torch, so it needs an environment of its own: {INSTALL['cuda']}"
         )
     return "cuda" if cuda_torch and not cpu_vllm else "cpu"
@@ -101,6 +104,19 @@ def planned_device(cluster: ClusterConfig, *, samples: bool = True) -> Device:
         ValueError: as `device_of`.
     """
     return "cuda" if cluster.device == "gpu" else device_of(cluster, usable_gpus(), samples=samples)
+
+
+def _torch_build() -> tuple[str, str | None]:
+    """Return torch's version, and the version of CUDA that torch is built for."""
+    if "torch" in sys.modules:
+        import torch
+
+        return torch.__version__, torch.version.cuda
+    # The import of torch takes seconds. Its file version.py holds only these two values.
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None, "torch is a dependency of this package"
+    values = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    return values["__version__"], values["cuda"]
 
 
 def _version(distribution: str) -> str | None:

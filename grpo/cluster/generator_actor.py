@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import ray
@@ -102,10 +101,7 @@ class GeneratorActor:
         return self._loop.take_busy()
 
     def start_profile(self) -> None:
-        from grpo.report.profiling import OperatorProfiler
+        self._loop.call(lambda generator: generator.start_profile())
 
-        # The profiler watches only its own thread, so it starts in the thread that computes.
-        self._profiler = self._loop.call(lambda _: OperatorProfiler(self._id))
-
-    def stop_profile(self, trace: str) -> ActorProfile:
-        return self._loop.call(lambda _: self._profiler.stop(Path(trace)))
+    def stop_profile(self, folder: str) -> list[ActorProfile]:
+        return self._loop.call(lambda generator: generator.stop_profile(folder))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 
 from grpo.cluster import activity
-from grpo.cluster.receivers import Losses, OneReplica, Scores, load_buckets, start_scoring
+from grpo.cluster.receivers import Losses, OneReplica, PushUnderWay, Scores, begin_update, load_buckets, start_scoring
 from grpo.cluster.replica import GeneratorLimits, Lost, Replica, Work, result_of
 from grpo.cluster.sample_stream import SampleStream
 from grpo.cluster.slow_generators import GeneratorThroughput
@@ -59,6 +59,7 @@ class GeneratorGroup:
         self._tell = tell
         self._beat_s = min(BEAT_S, limits.hang_s / 3)
         self._updated = False
+        self._under_way = PushUnderWay()
         self._replicas = [
             Replica(index, lambda index, after: place(index, after, self._updated)) for index in range(replicas)
         ]
@@ -141,16 +142,33 @@ class GeneratorGroup:
 
     def only(self, index: int) -> OneReplica:
         """Return a single replica, to load weights on it and to prove that the weights arrived."""
-        return OneReplica(self._replicas[index], self.limits.update_s)
+        return OneReplica(self._replicas[index], self.limits.update_s, self._under_way)
+
+    def lost_in_push(self) -> str | None:
+        """Describe the generator that was lost during the push that runs now; None if no generator was lost."""
+        return self._under_way.lost()
 
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
         """Load all buckets on every replica as version `policy_version`; return the names of the loaded tensors.
 
-        Requests may be in progress; see `grpo.generator.engine.Generator`. A lost replica is restarted.
+        Requests may be in progress; see `grpo.generator.engine.Generator`. A lost replica is restarted. If the members
+        of the push are connected to each other, a loss ends the push, and all its replicas are restarted.
         """
         self._updated = True
-        losses = Losses(self.limits.update_s)
-        names = load_buckets(self._up(), buckets, policy_version, losses)
+        before = Losses(self.limits.update_s)
+        taking = begin_update(self._up(), before)
+        # A replica that is lost already takes no part, so no other member waits for it.
+        self._replace_all(before)
+        losses, names = Losses(self.limits.update_s), list[str]()
+        if taking:
+            with self._under_way.push(losses):
+                names = load_buckets(taking, buckets, policy_version, losses)
+                taking = []
+        if taking:
+            # The push ended in the middle. The other replicas have parts of two policies, and may still wait in their
+            # part of a broadcast.
+            reason = f"its push was ended, because {losses.look()}"
+            losses.reasons = {replica: losses.reasons.get(replica, Lost(reason)) for replica in taking}
         self._replace_all(losses)
         self._wait_until_up()
         return names
@@ -195,12 +213,10 @@ class GeneratorGroup:
         wait_for(starting, self.limits.update_s, "starting the profile")
 
     def stop_profile(self, folder: str) -> list[ActorProfile]:
-        """Stop profiling and return each engine's profile; write traces into `folder`."""
-        ending = [
-            replica.remote.handle.stop_profile.remote(f"{folder}/generator_{replica.index}.json.gz")
-            for replica in self._up()
-        ]
-        return wait_for(ending, self.limits.update_s, "writing the generators' profile")
+        """Stop profiling; return a profile of each process of an engine, and write their traces into `folder`."""
+        ending = [replica.remote.handle.stop_profile.remote(folder) for replica in self._up()]
+        profiles = wait_for(ending, self.limits.update_s, "writing the generators' profile")
+        return [profile for each in profiles for profile in each]
 
     def _up(self) -> list[Replica]:
         return [replica for replica in self._replicas if replica.up]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from grpo.cluster.session import session_logs
 from grpo.cluster.start_up import spare_the_collector, without_collector
-from grpo.cluster.waiting import free_address
+from grpo.cluster.waiting import ASIDE, free_address
 from grpo.report.log_file import LogPlace
 from grpo.report.logs import follow_libraries, logs_failures, open_actor_log
 from grpo.types import ActorId, ActorKind, Phase
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 More = TypeVarTuple("More")
+
+# While the first thread waits for a lost generator, this thread ends the push.
+CONCURRENCY_GROUPS = {ASIDE: 1}
 
 logger = logging.getLogger(__name__)
 

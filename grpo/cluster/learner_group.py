@@ -86,7 +86,15 @@ class LearnerGroup:
         """From now on, send weights to these generators without Ray's object store (`grpo.weights.link`)."""
         from grpo.weights.link import WeightLink
 
-        self.link = WeightLink(transport, lambda: generators.actors, workers_each, deadline_s, wait_for, sparse=sparse)
+        self.link = WeightLink(
+            transport,
+            lambda: generators.actors,
+            workers_each,
+            deadline_s,
+            wait_for,
+            sparse=sparse,
+            lost=generators.lost_in_push,
+        )
 
     def push_changes(self, generators: GeneratorGroup) -> None:
         """From now on, put only changed values into Ray's object store, if all these generators have the last push."""
@@ -151,7 +159,7 @@ class LearnerGroup:
 
     def tensor_names(self) -> list[str]:
         """Return the names of the policy's tensors."""
-        return [tensor.name for tensor in self.tensors()]
+        return [name for tensor in self.tensors() for name in tensor.names]
 
     def tensors(self) -> list[TensorInfo]:
         """Return the policy's tensors, without their values."""

@@ -199,15 +199,17 @@ def result_of(reference: ObjectRef[Result], deadline_s: float, what: str) -> Res
         return ray.get(reference, timeout=deadline_s)
     except ray.exceptions.GetTimeoutError:
         raise Lost(f"it did not {what} within {deadline_s:.0f} s") from None
-    except ray.exceptions.RayTaskError as failure:
-        cause = raised_by(failure)
-        if isinstance(cause, EngineDied):
-            raise Lost("the process of its engine died") from failure
-        raise cause from failure
-    except ray.exceptions.RayActorError as failure:
+    except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as failure:
+        raise loss_in(failure) or raised_by(failure) from failure
+
+
+def loss_in(failure: Exception) -> Lost | None:
+    """Return the loss that Ray's error means; None if the call itself raised an error."""
+    if isinstance(failure, ray.exceptions.RayActorError):
         if failure.actor_init_failed:
-            raise Lost(f"it could not start: {str(failure).strip().splitlines()[-1]}") from failure
-        raise Lost("its process died") from failure
+            return Lost(f"it could not start: {str(failure).strip().splitlines()[-1]}")
+        return Lost("its process died")
+    return Lost("the process of its engine died") if isinstance(raised_by(failure), EngineDied) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 More = TypeVarTuple("More")
 # Seconds between two calls of `meanwhile` while the driver waits for the learner.
 MEANWHILE_S = 0.1
+# Ray's name for the group of an actor's second thread, for calls that must not wait for the first thread.
+ASIDE = "aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ class RemoteActor(Generic[Subject]):
             arguments: values, or Ray's references to values; a reference inside another value stays a reference.
         """
         return self.handle.call.remote(verb, doing, *arguments)  # type: ignore[no-any-return]
+
+    def start_aside(self, verb: Callable[[Subject, *More], Result], *arguments: *More) -> ObjectRef[Result]:
+        """Start `verb(subject, *arguments)` in the actor's second thread, beside a call that has not ended."""
+        aside = self.handle.call.options(concurrency_group=ASIDE)
+        return aside.remote(verb, None, *arguments)  # type: ignore[no-any-return]
 
     def stream(self, verb: Callable[[Subject, *More], Iterator[object]], doing: Phase, *arguments: *More) -> Any:
         """Start to iterate over `verb(subject, *arguments)` in the actor; return Ray's stream of item references."""

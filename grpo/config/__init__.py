@@ -3,7 +3,16 @@
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import ClusterConfig, WatchdogConfig
 from grpo.config.generator import ChosenTransport, GeneratorConfig, RolloutConfig, WeightSyncConfig
-from grpo.config.inputs import ChoicesConfig, DatasetConfig, NewPolicyConfig, PolicyConfig, RunConfig
+from grpo.config.inputs import (
+    ChoicesConfig,
+    DatasetConfig,
+    NewPolicyConfig,
+    PolicyConfig,
+    RunConfig,
+    SourceConfig,
+    TrainingDataConfig,
+    TrainingRowsConfig,
+)
 from grpo.config.jobs import EvaluationConfig, SftConfig, TrainConfig
 from grpo.config.learner import Dtype, LearnerConfig, LoraConfig
 from grpo.config.verifiers import VerificationConfig, VerifierConfig
@@ -24,7 +33,10 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "SftConfig",
+    "SourceConfig",
     "TrainConfig",
+    "TrainingDataConfig",
+    "TrainingRowsConfig",
     "VerificationConfig",
     "VerifierConfig",
     "WatchdogConfig",

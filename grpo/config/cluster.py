@@ -34,6 +34,14 @@ class ClusterConfig(Section):
     max_fruitless_restarts: Positive = 3
     """Number of restarts in a row without a newer checkpoint, after which the run stops."""
 
+    def longest_wait_s(self, *others: float) -> float:
+        """Return a limit for torch's collectives that is a minute above all deadlines of this section and `others`.
+
+        NCCL's own limit is 10 minutes, after which it ends the process. So it would end ranks that wait for a slow
+        rank, before the deadline that the user set.
+        """
+        return max(self.start_deadline_s, self.step_deadline_s, *others) + 60.0
+
 
 class WatchdogConfig(Section):
     """The watchdog notices that nothing moves: no finished group, no learner step, no part of a weight push."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from rewards.verifiers.code import CodeVerifier
 from sandbox import IsolationLevel, readable_by_programs
 
 if TYPE_CHECKING:
-    from grpo.config import VerifierConfig
+    from grpo.config import DatasetConfig, TrainConfig, VerifierConfig
 
 
 _NAMES = {
@@ -70,3 +71,17 @@ def exposed_paths(verifiers: Sequence[VerifierConfig], paths: Mapping[str, str])
         for setting, path in paths.items()
         if readable_by_programs(path)
     ]
+
+
+def local_paths(config: TrainConfig) -> dict[str, str]:
+    """The paths of a run's data and of its folder, by the setting that names them."""
+    paths = {"run.folder": config.run.folder}
+    sources: dict[str, DatasetConfig] = {config.data.section(name): rows for name, rows in config.data.by_name.items()}
+    if config.evaluation and config.evaluation.data:
+        sources["evaluation.data"] = config.evaluation.data
+    for where, source in sources.items():
+        paths |= {f"{where}.path": path for path in source.paths}
+        if source.hub and not source.path:
+            home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
+            paths[f"{where}.hub in HF_HOME"] = os.environ.get("HF_DATASETS_CACHE", home)
+    return paths

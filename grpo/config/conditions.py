@@ -43,10 +43,11 @@ PUBLISHED = {
         k={"aime24": 64, "aime25": 64, "math500": 4, "gpqa_diamond": 8, "livecodebench": 16},
     ),
     "qwen3-thinking": Conditions(
-        "Qwen3 (arXiv:2505.09388), thinking mode: temperature 0.6, top-p 0.95. It also sets top-k 20, which only an "
-        "endpoint takes: endpoint.extra_body={top_k: 20}",
-        _REASONING,
-        k={"aime24": 64, "aime25": 64},
+        "Qwen3 (arXiv:2505.09388), thinking mode: up to 32,768 tokens (AIME: 38,912) at temperature 0.6, top-p 0.95, "
+        "top-k 20",
+        {**_REASONING, "top_k": 20},
+        k={"aime24": 64, "aime25": 64, "gpqa_diamond": 10},
+        max_tokens={"aime24": 38912, "aime25": 38912},
     ),
 }
 

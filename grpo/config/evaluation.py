@@ -16,6 +16,8 @@ from grpo.config.section import LogLevel, Positive, Seconds, Section, WorkerMemo
 
 Temperature = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=0)]
+MinP = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TaskVerifierConfig(Section):
@@ -39,6 +41,11 @@ class TaskSamplingConfig(Section):
     temperature: Temperature = 0.0
     """0 is greedy."""
     top_p: TopP = 1.0
+    """Only the likeliest tokens whose probabilities sum to this share are sampled."""
+    top_k: TopK = 0
+    """Number of likeliest tokens that are sampled; 0 is all."""
+    min_p: MinP = 0.0
+    """Only tokens with at least this share of the likeliest token's probability are sampled; 0 is all."""
     max_tokens: Positive = 2048
     """Longest completion, in tokens."""
     stop: tuple[str, ...] = ()
@@ -79,6 +86,8 @@ class TaskConfig(Section):
     """Name of the task's folder, and of its row in the results."""
     source: str
     """Origin of the problems, and the part of them that the task uses."""
+    size: Positive | None = None
+    """Number of problems in the published data, for the list of tasks. None is unknown."""
     comparable: str = ""
     """Published numbers that this task's numbers can be compared with, and under which conditions."""
     data: DatasetConfig
@@ -88,6 +97,9 @@ class TaskConfig(Section):
     shots: ShotsConfig | None = None
     """Solved examples before the question; by default none."""
     verifier: TaskVerifierConfig
+    measures: dict[str, str | tuple[str, str]] = Field(default_factory=dict)
+    """More shares in the results, from parts of the verdicts: name -> part, or [part, whole] for the sum of a part
+    divided by the sum of another part."""
     sampling: TaskSamplingConfig = TaskSamplingConfig()
 
     def problems(self) -> list[str]:
@@ -107,6 +119,9 @@ class EndpointConfig(Section):
 
     model: str | None = None
     """The model's name on the server; by default the only model that it serves."""
+    identity: str | None = None
+    """Name that stands for the model's files in place of what the server says about itself, for files whose path
+    changes with each server. Give it from the first start on."""
     key_variable: str | None = "OPENAI_API_KEY"
     """Environment variable with the key; the key is written nowhere. None sends no key. Many local servers need no
     key."""
@@ -121,8 +136,9 @@ class EndpointConfig(Section):
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """More fields of each request, as the server knows them: `{top_k: 20, chat_template_kwargs: {enable_thinking:
     false}}` for vLLM. A field replaces ours of the same name."""
-    chat: bool = True
-    """Use `/chat/completions`. Otherwise `/completions` gets the question as plain text."""
+    chat: bool | None = None
+    """true: `/chat/completions`, where the server applies its chat template. false: `/completions`, which gets the
+    question as plain text. null: as the task says; a task with `data.chat_template: never` needs `/completions`."""
 
 
 class EvalConfig(Section):
@@ -136,11 +152,13 @@ class EvalConfig(Section):
     """Folder for completions, metrics and cards. With the same folder, an evaluation continues where it stopped."""
     like: str | None = None
     """Published conditions of sampling, such as `deepseek-r1`, in place of the task's values; `grpo eval tasks` lists
-    them. The next four keys replace single values."""
+    them. The next six keys replace single values."""
     k: Positive | None = None
-    """Completions for each problem and seed; by default the task's value, like the next three keys."""
+    """Completions for each problem and seed; by default the task's value, like the next five keys."""
     temperature: Temperature | None = None
     top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
     max_tokens: Positive | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Seeds; each seed makes `k` completions for every problem."""
@@ -188,14 +206,37 @@ class EvalConfig(Section):
             problems.append(f"seeds={list(self.seeds)} repeats a seed, which would count twice; name each seed once")
         return problems
 
+    def chat_of(self, task: TaskConfig) -> bool:
+        """Whether the server's chat template may surround the task's questions (`endpoint.chat`).
+
+        Raises:
+            ValueError: the task needs a chat template, or none, and `endpoint.chat` says the opposite.
+        """
+        plain = task.data.chat_template == "never"
+        chat = not plain if self.endpoint.chat is None else self.endpoint.chat
+        if chat and plain:
+            raise ValueError(
+                f"{task.name}: endpoint.chat=true lets the server apply its chat template, but the task has "
+                "data.chat_template=never; leave endpoint.chat out, and /completions gets the plain text; or give "
+                "task.data.chat_template=auto"
+            )
+        if not chat and task.data.system:
+            raise ValueError(
+                f"{task.name}: data.system needs a chat template, but /completions gets plain text; leave "
+                "endpoint.chat out, or remove the system message with task.data.system=null"
+            )
+        return chat
+
     def sampling_of(self, task: TaskConfig) -> TaskSamplingConfig:
         """The task's sampling, with the values that this evaluation overrides.
 
         Raises:
             ValueError: `like` is not known, or several greedy completions of a problem would all be the same.
         """
-        overrides = {"k": self.k, "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
         like = published(self.like).of_task(task.name) if self.like else {}
+        overrides = {
+            name: getattr(self, name) for name in ("k", "temperature", "top_p", "top_k", "min_p", "max_tokens")
+        }
         given = {name: value for name, value in overrides.items() if value is not None}
         chosen = task.sampling.model_copy(update={**like, **given})
         if chosen.temperature == 0 and chosen.k * len(self.seeds) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,31 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from grpo.config import SftConfig, TrainConfig
-from grpo.config.code import code_problems, exposed_paths
+from grpo.config.code import code_problems, exposed_paths, local_paths
 from grpo.config.evaluation import EvalConfig, TaskConfig
-from grpo.config.foreign_keys import foreign_hints
+from grpo.config.migrating import foreign_hints, value_hint
 
 Config = TypeVar("Config", TrainConfig, SftConfig, EvalConfig, TaskConfig)
+
+# A part of the parser's message, and what to do about it.
+_REMEDIES = (
+    ("'\\t'", "replace the tab by blanks: YAML allows no tabs at the beginning of a line"),
+    (
+        "mapping values are not allowed",
+        "keys of the same section begin in the same column, and a value that contains ': ' needs quotes",
+    ),
+    ("<block end>", "keys of the same section begin in the same column, and so do items of the same list"),
+    ("end of stream", "close the quotes or the bracket"),
+    ("end of line", "close the quotes"),
+    ("expected ',' or", "close the bracket, and put commas between its items"),
+    ("expected ':'", "write `key: value`, with a blank after the colon"),
+    ("cannot start any token", "put the value into quotes"),
+    ("expected the node content", "put the value into quotes"),
+)
+_LONGEST_LINE = 80
+_TOML_LINE = re.compile(r"^\s*[\w.-]+\s*=\s", re.MULTILINE)
+# Least likeness of an unknown key and a key here for a hint: a typing error in this section. Below it a hint misleads.
+_ALIKE = 0.7
 
 
 def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -48,6 +68,7 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
     Raises:
         ValueError: the data have problems; the message lists all of them, with remedies.
     """
+    _refuse_other_job(schema, data, source)
     problems = [problem for override in overrides if (problem := _apply(data, override))]
     problems += list(_drop_unknown(schema, data, schema))
     config: Config | None = None
@@ -56,7 +77,7 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
         problems += config.problems()
         if isinstance(config, TrainConfig):
             problems += code_problems(config.verifiers, config.verification.deadline_s)
-            problems += exposed_paths(config.verifiers, _local_paths(config))
+            problems += exposed_paths(config.verifiers, local_paths(config))
     except ValidationError as failure:
         wrong = [error["loc"] for error in failure.errors()]
         # If an item of a list is wrong, pydantic drops it and also reports that the list is too short.
@@ -72,16 +93,20 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
     return config
 
 
-def _local_paths(config: TrainConfig) -> dict[str, str]:
-    """The paths of a run's data and of its folder, by the setting that names them."""
-    paths = {"run.folder": config.run.folder}
-    sources = [("data", config.data)] + ([("evaluation.data", config.evaluation.data)] if config.evaluation else [])
-    for where, source in sources:
-        paths |= {f"{where}.path": path for path in source.paths}
-        if source.hub and not source.path:
-            home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
-            paths[f"{where}.hub in HF_HOME"] = os.environ.get("HF_DATASETS_CACHE", home)
-    return paths
+def _refuse_other_job(schema: type[Config], data: dict[str, Any], source: str) -> None:
+    """Refuse a config of the other job in one sentence, before each of its keys is an unknown key."""
+    if schema is SftConfig and "sft" not in data:
+        strange = [key for key in data if key in TrainConfig.model_fields and key not in SftConfig.model_fields]
+        mine, other = "sft", "train"
+    elif schema is TrainConfig and "sft" in data and "train" not in data:
+        strange, mine, other = ["sft"], "train", "sft"
+    else:
+        return
+    if strange:
+        raise ValueError(
+            f"{source} is a config for `grpo {other}`, because it has {', '.join(strange)}, and this command needs a "
+            f"config for `grpo {mine}`, with a section `{mine}`: run `grpo {other} {source}`, or give another config"
+        )
 
 
 def dump(config: BaseModel) -> str:
@@ -101,11 +126,38 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no configuration file {path} (looked from {Path.cwd()}){hint}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as failure:
-        raise ValueError(f"{path} is not valid YAML: {failure}") from failure
+    except yaml.YAMLError as failure:
+        raise ValueError(_not_yaml(path, failure)) from failure
+    except UnicodeDecodeError as failure:
+        raise ValueError(f"{path} is not UTF-8 text ({failure}); save it as UTF-8") from failure
     if not isinstance(data, dict):
+        if _TOML_LINE.search(path.read_text(encoding="utf-8")):
+            raise ValueError(_toml(path))
         raise ValueError(f"{path} must hold keys with values at its top level, got {type(data).__name__}")
     return data
+
+
+def _toml(path: Path) -> str:
+    return (
+        f"{path} is TOML, and a config is YAML: write a table [train] as the key `train:`, and `steps = 5` as "
+        "`steps: 5`, indented under it (configs/ has examples; docs/migrating.md has the keys of prime-rl)"
+    )
+
+
+def _not_yaml(path: Path, failure: yaml.YAMLError) -> str:
+    """Return a message with the file, the line, its text and a remedy."""
+    if path.suffix == ".toml":
+        return _toml(path)
+    mark = getattr(failure, "problem_mark", None)
+    if not isinstance(failure, yaml.MarkedYAMLError) or mark is None:
+        return f"{path} is not valid YAML: {failure}; remove control characters, and save the file as UTF-8"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    text = lines[mark.line][:_LONGEST_LINE] if mark.line < len(lines) else "the end of the file"
+    problem = ", ".join(filter(None, [failure.context, failure.problem]))
+    since = failure.context_mark
+    begin = f" (it begins in line {since.line + 1})" if since is not None and since.line != mark.line else ""
+    remedy = next((said for part, said in _REMEDIES if part in problem), "compare this line with the line above it")
+    return f"{path}:{mark.line + 1}: the file is not valid YAML: {problem}{begin}: {text!r}; {remedy}"
 
 
 def _apply(data: dict[str, Any], override: str) -> str | None:
@@ -119,16 +171,16 @@ def _apply(data: dict[str, Any], override: str) -> str | None:
     *parents, last = ("run.resume" if key == "resume" else key).split(".")
     place: Any = data
     for part in parents:
-        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
-            place = place[int(part)]
+        if isinstance(place, list) and (index := _index(place, part)) is not None:
+            place = place[index]
         elif isinstance(place, dict):
             if place.get(part) is None:
                 place[part] = {}
             place = place[part]
         else:
             return f"the override {override!r} leads nowhere: {part!r} is not inside a section"
-    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
-        place[int(last)] = value
+    if isinstance(place, list) and (index := _index(place, last)) is not None:
+        place[index] = value
     elif isinstance(place, dict):
         place[last] = value
     else:
@@ -136,15 +188,26 @@ def _apply(data: dict[str, Any], override: str) -> str | None:
     return None
 
 
+def _index(items: list[Any], part: str) -> int | None:
+    """The place of an item, by its number or by its `name`; None if there is no such item."""
+    if part.isdigit():
+        return int(part) if int(part) < len(items) else None
+    return next((at for at, item in enumerate(items) if isinstance(item, dict) and item.get("name") == part), None)
+
+
 def _drop_unknown(
     schema: type[BaseModel], data: dict[str, Any], root: type[BaseModel], where: str = ""
 ) -> Iterator[str]:
+    without_hint: list[str] = []
     for key in list(data):
         if key not in schema.model_fields:
             value = data.pop(key)
             # Other trainers' keys are explained by keys of a job, which an evaluation or a task does not have.
             hints = foreign_hints(f"{where}{key}", value) if root in (TrainConfig, SftConfig) else []
-            yield from hints or [f"{where}{key} is not a known key; {_nearest(schema, str(key), root, where)}"]
+            nearest = "" if hints else _nearest(schema, str(key), root, where)
+            if not hints and not nearest:
+                without_hint.append(f"{where}{key}")
+            yield from hints or ([f"{where}{key} is not a known key; {nearest}"] if nearest else [])
             continue
         section, many = _section(schema.model_fields[key].annotation)
         if section is None:
@@ -153,16 +216,19 @@ def _drop_unknown(
         for index, value in enumerate(values if isinstance(values, list) else []):
             if isinstance(value, dict):
                 yield from _drop_unknown(section, value, root, f"{where}{key}.{index}." if many else f"{where}{key}.")
+    if without_hint:
+        # The list of the section's keys is long, so it is printed once for all its unknown keys.
+        are = "is not a known key" if len(without_hint) == 1 else "are not known keys"
+        yield f"{', '.join(without_hint)} {are}; known here: {', '.join(schema.model_fields)}"
 
 
 def _nearest(schema: type[BaseModel], key: str, root: type[BaseModel], where: str) -> str:
-    """A hint for an unknown key: a key that is written almost alike, or the same key in another section."""
-    near = difflib.get_close_matches(key, schema.model_fields, n=1, cutoff=0.75)
+    """A hint for an unknown key: a key that is written almost alike, or the same key in another section; else empty."""
+    near = difflib.get_close_matches(key, schema.model_fields, n=1, cutoff=_ALIKE)
     elsewhere = [name for name in _dotted_names(root) if name.rsplit(".", 1)[-1] == key]
     if elsewhere and not near:
         return f"did you mean {' or '.join(elsewhere[:3])}?"
-    near = near or difflib.get_close_matches(key, schema.model_fields, n=1, cutoff=0.5)
-    return f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(schema.model_fields)}"
+    return f"did you mean {where}{near[0]}?" if near else ""
 
 
 def _dotted_names(schema: type[BaseModel], where: str = "") -> Iterator[str]:
@@ -190,7 +256,11 @@ def _describe(error: Any) -> str:
     where = _dotted(error["loc"])
     if error["type"] == "missing":
         return f"{where} is missing"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r}"
+    said = f"{error['msg'][0].lower()}{error['msg'][1:]}"
+    if hint := value_hint(where, error["input"]):
+        # The nearest name here may be another method, so the value's meaning replaces that hint.
+        return f"{where}: {said.partition('; did you mean')[0]}; got {error['input']!r}; {hint}"
+    return f"{where}: {said}; got {error['input']!r}"
 
 
 def _problems_beside(schema: type[Config], data: dict[str, Any], wrong: Sequence[tuple[int | str, ...]]) -> list[str]:

@@ -1,16 +1,15 @@
 """Keys of other trainers, each with the key here that does the same.
 
-Messages about unknown keys and the page docs/migrating.md come from this table.
+Messages about unknown keys and values, and the page docs/migrating.md, come from this table (`grpo.config.migrating`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import re
 from dataclasses import dataclass
-from typing import Any
 
 VERL, TRL, OPENRLHF, PRIME = "verl", "TRL", "OpenRLHF", "prime-rl"
+_TRANSLATED = re.compile(r"([\w.+-]+) is `([^`]+)`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +20,19 @@ class ForeignKey:
         trainer: name of the trainer.
         name: key in that trainer; dotted if it stands in sections.
         ours: key here that does the same; empty if there is none.
-        note: difference between the two, or what to do instead; empty if the value can be copied.
+        note: difference between the two, or what to do instead; empty if the value can be copied. A translation of
+            a value has the form "theirs is `ours`".
     """
 
     trainer: str
     name: str
     ours: str
     note: str = ""
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The values of the other trainer that the note translates, each with the value here."""
+        return dict(_TRANSLATED.findall(self.note))
 
 
 def _of(trainer: str, *rows: str) -> list[ForeignKey]:
@@ -41,7 +46,10 @@ def _of(trainer: str, *rows: str) -> list[ForeignKey]:
 
 
 _REWARD = "a reward function is a verifier: `use: my_file.py:function`"
-_TOP_P = "training samples from the whole distribution, because the learner computes with its probabilities"
+_TOP_P = (
+    "training samples from the whole distribution, because the learner computes with its probabilities (`grpo eval` "
+    "has this key)"
+)
 _REFERENCE = "a reference policy is loaded only if `algorithm.kl` needs it"
 _TOKENS = "microbatches are limited by tokens, not by sequences"
 
@@ -55,7 +63,9 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "actor_rollout_ref.model.enable_gradient_checkpointing -> learner.gradient_checkpointing",
         "actor_rollout_ref.model.use_remove_padding -> none; sequences are always packed without padding",
         "actor_rollout_ref.actor.optim.lr -> learner.learning_rate",
-        "actor_rollout_ref.actor.optim.lr_warmup_steps -> learner.warmup_steps",
+        "actor_rollout_ref.actor.optim.lr_warmup_steps -> learner.warmup_steps; x algorithm.minibatches",
+        "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio -> learner.warmup_steps; "
+        "steps = ratio x train.steps x algorithm.minibatches",
         "actor_rollout_ref.actor.optim.weight_decay -> learner.weight_decay",
         "actor_rollout_ref.actor.ppo_mini_batch_size -> algorithm.minibatches; "
         "minibatches = train_batch_size / ppo_mini_batch_size",
@@ -81,6 +91,7 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "actor_rollout_ref.rollout.n -> rollout.group_size",
         "actor_rollout_ref.rollout.temperature -> rollout.temperature",
         f"actor_rollout_ref.rollout.top_p -> none; {_TOP_P}",
+        f"actor_rollout_ref.rollout.top_k -> none; {_TOP_P}",
         "actor_rollout_ref.rollout.gpu_memory_utilization -> generator.gpu_memory_share",
         "actor_rollout_ref.rollout.tensor_model_parallel_size -> generator.tensor_parallel_size",
         "actor_rollout_ref.rollout.max_num_seqs -> generator.max_sequences",
@@ -94,7 +105,9 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "data.max_response_length -> rollout.max_completion_tokens",
         "data.prompt_key -> data.prompt",
         "data.filter_overlong_prompts -> none; longer prompts are always dropped, and counted",
-        "algorithm.adv_estimator -> algorithm.advantage; or choose a whole method with algorithm.preset",
+        "algorithm.adv_estimator -> algorithm.advantage; grpo is `group_std`, rloo is `leave_one_out`, "
+        "reinforce_plus_plus is `reinforce++`, reinforce_plus_plus_baseline is `reinforce++_baseline`; gae needs a "
+        "value model, which does not exist here; or choose a whole method with algorithm.preset",
         "algorithm.norm_adv_by_std_in_grpo -> algorithm.advantage; true is `group_std`, false is `group_mean`",
         "algorithm.use_kl_in_reward -> algorithm.kl_place; `reward`",
         "algorithm.kl_ctrl.kl_coef -> algorithm.kl_coefficient",
@@ -110,6 +123,8 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "trainer.nnodes -> launch.nodes",
         "trainer.logger -> report.trackers",
         "trainer.project_name -> report.project",
+        "trainer.experiment_name -> run.folder; the folder's name is the name of the run",
+        "trainer.val_before_train -> none; there is always an evaluation before the first step",
         "trainer.default_local_dir -> run.folder",
         "trainer.resume_mode -> run.resume",
         "critic -> none; GRPO has no value model",
@@ -124,9 +139,12 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "max_prompt_length -> rollout.max_prompt_tokens",
         "max_completion_length -> rollout.max_completion_tokens",
         "per_device_train_batch_size -> rollout.prompts_per_step; "
-        "prompts = batch size x devices x gradient_accumulation_steps / num_generations",
+        "prompts = batch size x devices x steps_per_generation / num_generations (steps_per_generation is by default "
+        "gradient_accumulation_steps)",
+        "generation_batch_size -> rollout.prompts_per_step; prompts = generation_batch_size / num_generations",
         f"gradient_accumulation_steps -> learner.microbatch_tokens; {_TOKENS}",
-        "steps_per_generation -> algorithm.minibatches",
+        "steps_per_generation -> algorithm.minibatches; "
+        "minibatches = steps_per_generation / gradient_accumulation_steps",
         "num_iterations -> none; every completion is trained on once in a step",
         "beta -> algorithm.kl_coefficient; also set algorithm.kl=k3",
         "epsilon -> algorithm.clip_low",
@@ -151,6 +169,7 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "use_vllm -> none; the engine is always vLLM",
         f"top_p -> none; {_TOP_P}",
         f"top_k -> none; {_TOP_P}",
+        f"min_p -> none; {_TOP_P}",
         "learning_rate -> learner.learning_rate",
         "lr_scheduler_type -> learner.schedule; `constant`, `cosine` or `linear`",
         "warmup_steps -> learner.warmup_steps",
@@ -166,13 +185,19 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "logging_steps -> none; every step is recorded",
         "bf16 -> policy.dtype; `bfloat16`",
         "resume_from_checkpoint -> run.resume; `auto`",
+        "adam_beta1 -> learner.betas; the first of its two numbers",
+        "adam_beta2 -> learner.betas; the second of its two numbers",
+        "use_peft -> learner.lora; true is a section, for example `{rank: 16}`; false is null",
         "lora_r -> learner.lora.rank",
+        "lora_alpha -> learner.lora.alpha",
+        "lora_dropout -> learner.lora.dropout",
         "lora_target_modules -> learner.lora.targets",
     ),
     *_of(
         OPENRLHF,
         "pretrain -> policy.path",
         "prompt_data -> data.path; or data.hub",
+        "prompt_data_probs -> data.sources[].ratio; one for each source",
         "input_key -> data.prompt",
         "label_key -> data.reference",
         "apply_chat_template -> data.chat_template; `auto`",
@@ -190,20 +215,26 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "generate_max_len -> rollout.max_completion_tokens",
         "actor_learning_rate -> learner.learning_rate",
         "lr_warmup_ratio -> learner.warmup_steps; steps = ratio x train.steps",
+        "lr_scheduler -> learner.schedule; `constant`, `cosine` or `linear`",
         "adam_betas -> learner.betas",
         "l2 -> learner.weight_decay",
         "max_norm -> learner.gradient_clip",
         "init_kl_coef -> algorithm.kl_coefficient; also set algorithm.kl",
         "kl_estimator -> algorithm.kl",
+        "entropy_loss_coef -> algorithm.entropy_coefficient",
+        "max_epochs -> none; every completion is trained on once in a step",
         "use_kl_loss -> algorithm.kl_place; true is `loss`, false is `reward`",
         "eps_clip -> algorithm.clip_low; also set algorithm.clip_high",
         "eps_clip_low_high -> algorithm.clip_low; the second number is algorithm.clip_high",
-        "advantage_estimator -> algorithm.advantage; or choose a whole method with algorithm.preset",
+        "advantage_estimator -> algorithm.advantage; group_norm is `group_std`, dr_grpo is `group_mean`, rloo is "
+        "`leave_one_out`, reinforce is `reinforce++`, reinforce_baseline is `reinforce++_baseline`; gae needs a value "
+        "model, which does not exist here; or choose a whole method with algorithm.preset",
         "dynamic_filtering -> algorithm.refill_rounds; the number of rounds, 0 switches it off",
         "enable_vllm_is_correction -> algorithm.importance_weight; `token`, with algorithm.proximal=recomputed",
         f"remote_rm_url -> verifiers[].use; {_REWARD}",
         "vllm_num_engines -> generator.replicas",
-        "actor_num_gpus_per_node -> learner.ranks",
+        "actor_num_gpus_per_node -> learner.ranks; ranks = actor_num_gpus_per_node x actor_num_nodes",
+        "actor_num_nodes -> learner.ranks; ranks = actor_num_gpus_per_node x actor_num_nodes",
         "colocate_all_models -> cluster.share_gpus",
         "vllm_enable_sleep -> cluster.sleep",
         "deepspeed_enable_sleep -> cluster.sleep",
@@ -244,50 +275,3 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "inference.gpu_memory_utilization -> generator.gpu_memory_share",
     ),
 )
-
-_BY_NAME: dict[str, list[ForeignKey]] = defaultdict(list)
-for _key in FOREIGN_KEYS:
-    _BY_NAME[_key.name].append(_key)
-
-
-def foreign_hints(path: str, value: Any) -> list[str]:
-    """Return a sentence for each key of other trainers at or under an unknown key; empty if there is none.
-
-    Args:
-        path: dotted name of the unknown key in the user's file.
-        value: its value; a mapping is searched too.
-    """
-    hints: list[str] = []
-    unknown: list[str] = []
-    for leaf in _leaves(path, value):
-        keys = _keys_of(leaf)
-        if keys:
-            hints.append(f"{leaf} is not a known key; {_hint(keys)}")
-        else:
-            unknown.append(leaf)
-    if hints and unknown:
-        names = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        hints.append(f"{names}: not known here, nor in the table of keys of other trainers (docs/migrating.md)")
-    return hints
-
-
-def _leaves(path: str, value: Any) -> Iterator[str]:
-    if not isinstance(value, Mapping) or not value or _keys_of(path):
-        yield path
-        return
-    for key, inner in value.items():
-        yield from _leaves(f"{path}.{key}", inner)
-
-
-def _keys_of(path: str) -> Sequence[ForeignKey]:
-    """The keys with this whole name; or, for trainers without sections, with its last word."""
-    return _BY_NAME.get(path) or _BY_NAME.get(path.rsplit(".", 1)[-1]) or ()
-
-
-def _hint(keys: Sequence[ForeignKey]) -> str:
-    """One sentence; if trainers share a name but not its meaning, each gets a clause."""
-    trainers_by_text: dict[str, list[str]] = defaultdict(list)
-    for key in keys:
-        note = f" ({key.note})" if key.note and key.ours else key.note
-        trainers_by_text[f"write {key.ours}{note}" if key.ours else f"leave it out: {note}"].append(key.trainer)
-    return "; ".join(f"it is a key of {' and '.join(names)}: {text}" for text, names in trainers_by_text.items())

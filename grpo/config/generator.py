@@ -101,8 +101,8 @@ class WeightSyncConfig(Section):
     probe_tokens: Annotated[int, Field(ge=2)] = 64
     """Length to which each probe sequence is cut, in tokens."""
     tolerance: Annotated[float, Field(gt=0)] | None = None
-    """Largest mean difference of log-probabilities that passes the probe. By default 2e-4 in float32, 0.05 in
-    bfloat16."""
+    """Largest mean difference of log-probabilities that passes the probe. By default 2e-4 in float32 and 0.05 in
+    bfloat16, or three times the rounding that the run measures before its first push, if that is more."""
     deadline_s: Seconds = 600.0
     """Longest wait for any part of a push, in seconds: until a generator comes, or until a piece is sent or loaded."""
 

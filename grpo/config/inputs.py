@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from grpo.config.learner import Dtype
 from grpo.config.section import Positive, Section
@@ -155,6 +155,70 @@ class DatasetConfig(Section):
         return tuple(map(os.path.expanduser, names))
 
 
+def _part(value: object) -> object:
+    # For a union, pydantic would report an error for each of its types.
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_share = isinstance(value, float) and 0 < value < 1
+    if value is None or is_count or is_share:
+        return value
+    raise ValueError("expected a number of questions (200), or a share between 0 and 1 (0.02)")
+
+
+class TrainingRowsConfig(DatasetConfig):
+    """Rows for training. A part of them may be held out."""
+
+    validation: Annotated[int | float | None, BeforeValidator(_part)] = None
+    """Questions that are held out for the evaluation and never trained on: a number (200), or a share (0.02). A hash of
+    the question chooses them, alike in every run. Rows that repeat a held-out question are left out."""
+
+
+class SourceConfig(TrainingRowsConfig):
+    """A named source of rows. A key that a source does not give has the value of the same key of `data`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=50)]
+    """Name of the source, for its metrics and for overrides (`data.sources.gsm8k.ratio=2`). Rows without a column
+    `data_source` get a column of this name, with the name of their source, for `when` of a verifier."""
+    ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the source. After any number of prompts, a source has given the share ratio / (sum of all ratios) of
+    them, exact to less than a prompt. A source that runs out begins its next epoch."""
+
+
+class TrainingDataConfig(TrainingRowsConfig):
+    """Rows for training, from a single source or from several."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """They replace `hub`, `path` and `generator`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sources_inherit(cls, value: Any) -> Any:
+        """Give each source the keys that it does not have itself."""
+        if not isinstance(value, dict) or not isinstance(sources := value.get("sources"), list | tuple):
+            return value
+        common = {key: each for key, each in value.items() if key in TrainingRowsConfig.model_fields}
+        common = {key: each for key, each in common.items() if key not in _PLACE}
+        return {**value, "sources": [{**common, **each} if isinstance(each, dict) else each for each in sources]}
+
+    @property
+    def by_name(self) -> dict[str, TrainingRowsConfig]:
+        """The sources by their names. The name of a single source without a name is empty."""
+        return {source.name: source for source in self.sources} or {"": self}
+
+    def section(self, name: str) -> str:
+        """Return the config key of a source."""
+        return f"data.sources.{name}" if name else "data"
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each source in the prompts."""
+        ratios = {source.name: source.ratio for source in self.sources} or {"": 1.0}
+        return {name: ratio / sum(ratios.values()) for name, ratio in ratios.items()}
+
+
+# Keys that say where rows come from. A source does not take them from `data`.
+_PLACE = ("hub", "subset", "files", "revision", "path", "generator", "options")
+
+
 def policy_problems(policy: PolicyConfig, *, may_be_new: bool) -> list[str]:
     """Find problems with the source of the policy."""
     if policy.new and not may_be_new:
@@ -191,6 +255,25 @@ def dataset_problems(where: str, data: DatasetConfig) -> list[str]:
     if data.revision and not data.hub:
         return [f"{where}.revision is a revision on the hub; name the data set with {where}.hub, or remove it"]
     return row_problems(where, data)
+
+
+def training_data_problems(data: TrainingDataConfig) -> list[str]:
+    """Find problems with the sources of training rows."""
+    if not data.sources:
+        return dataset_problems("data", data)
+    problems = [
+        f"data.{key} and data.sources both say where rows come from; move {key} into one of the sources"
+        for key in _PLACE
+        if getattr(data, key)
+    ]
+    names = [source.name for source in data.sources]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        problems.append(
+            f"data.sources: {names.count(name)} sources have the name {name!r}; give each source another name"
+        )
+    for name, source in data.by_name.items():
+        problems += dataset_problems(data.section(name), source)
+    return problems
 
 
 def row_problems(where: str, data: DatasetConfig) -> list[str]:

@@ -20,7 +20,8 @@ from grpo.config.generator import WeightSyncConfig as WeightSyncConfig
 from grpo.config.inputs import DatasetConfig as Dataset
 from grpo.config.inputs import PolicyConfig as Policy
 from grpo.config.inputs import RunConfig as Run
-from grpo.config.inputs import dataset_problems, policy_problems
+from grpo.config.inputs import TrainingDataConfig as TrainingData
+from grpo.config.inputs import dataset_problems, policy_problems, training_data_problems
 from grpo.config.launch import LaunchConfig
 from grpo.config.learner import Dtype as Dtype
 from grpo.config.learner import LearnerConfig as LearnerConfig
@@ -34,7 +35,8 @@ from grpo.config.verifiers import negative_problems, verifier_problems
 class EvaluationConfig(Section):
     """Greedy accuracy on held-out rows."""
 
-    data: Dataset
+    data: Dataset | None = None
+    """By default, the questions that `data.validation` holds out."""
     every: Positive = 10
     """Steps between evaluations. There is always an evaluation before the first step and after the last step."""
     max_completion_tokens: Positive | None = None
@@ -86,7 +88,7 @@ class TrainConfig(Section):
 
     run: Run
     policy: Policy
-    data: Dataset
+    data: TrainingData
     verifiers: Annotated[tuple[VerifierConfig, ...], Field(min_length=1)]
     verification: Verification = Verification()
     rollout: Rollout = Rollout()
@@ -119,9 +121,8 @@ class TrainConfig(Section):
 
     def problems(self) -> list[str]:
         """Find problems between several fields, each with its remedy."""
-        problems = [*policy_problems(self.policy, may_be_new=False), *dataset_problems("data", self.data)]
-        if self.evaluation:
-            problems += dataset_problems("evaluation.data", self.evaluation.data)
+        problems = [*policy_problems(self.policy, may_be_new=False), *training_data_problems(self.data)]
+        problems += self._held_out_problems()
         rollout, algorithm = self.rollout, self.algorithm
         problems += algorithm.problems(rollout.group_size)
         if self.learner.lora and algorithm.reference_refresh:
@@ -175,6 +176,20 @@ class TrainConfig(Section):
             problems += negative_problems(self.verifiers)
         return problems
 
+    def _held_out_problems(self) -> list[str]:
+        evaluation, data = self.evaluation, self.data
+        split = next((f"{data.section(name)}.validation" for name, rows in data.by_name.items() if rows.validation), "")
+        if evaluation and evaluation.data:
+            problems = dataset_problems("evaluation.data", evaluation.data)
+            if split:
+                problems.append(f"evaluation.data and {split} both give held-out questions; remove one of the two")
+            return problems
+        if evaluation and not split:
+            return ["evaluation needs questions: name rows with evaluation.data, or hold some out with data.validation"]
+        if split and not evaluation:
+            return [f"{split} holds out questions, but no evaluation uses them; add a section evaluation: {{}}"]
+        return []
+
     def _sleep_problems(self) -> list[str]:
         if not self.cluster.sleep:
             return []
@@ -185,10 +200,14 @@ class TrainConfig(Section):
             ]
         if not self.cluster.share_gpus:
             return ["cluster.sleep makes room on a shared GPU, and needs cluster.share_gpus; set it, or remove sleep"]
-        if self.learner.zero_stage == 3 and self.learner.offload == "none":
+        stage, dtype = self.learner.zero_stage, self.policy.dtype
+        # In bfloat16, DeepSpeed has an optimizer of its own for stage 1.
+        movable = stage == 2 or (stage == 1 and dtype == "float32")
+        if not movable and self.learner.offload == "none":
             return [
-                "cluster.sleep cannot move the optimizer states of learner.zero_stage=3; use "
-                "learner.offload=optimizer, which keeps them in the host's memory, or zero_stage 1 or 2"
+                f"cluster.sleep: DeepSpeed cannot move the optimizer states of learner.zero_stage={stage} with "
+                f"policy.dtype={dtype}; use learner.offload=optimizer, which keeps them in the host's memory, or "
+                "zero_stage=2"
             ]
         return []
 
@@ -225,6 +244,12 @@ class TrainConfig(Section):
             return [
                 "evaluation.mode=background uses only the first verifier, which has a `when`; use mode=inline, or "
                 "remove this `when`"
+            ]
+        frames = {(rows.system, rows.chat_template) for rows in self.data.by_name.values() if rows.validation}
+        if evaluation.mode == "background" and not evaluation.data and len(frames) > 1:
+            return [
+                "evaluation.mode=background asks all held-out questions with the same system and chat_template, which "
+                "differ between data.sources; use mode=inline, or give the sources the same values"
             ]
         if evaluation.mode == "inline" and evaluation.devices is not None:
             return ["evaluation.devices are for evaluation.mode=background; set this mode, or remove devices"]

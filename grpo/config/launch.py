@@ -40,8 +40,8 @@ class NodesConfig(Section):
     cpus_per_node: Positive
     """Number of CPU cores of each machine."""
     memory_gib_per_node: Positive | None = None
-    """GiB of memory of each machine. None takes the scheduler's default (on Slurm, the node's whole memory). Kubernetes
-    needs a value."""
+    """GiB of memory of each machine. None takes the site's default on Slurm, or the whole memory with
+    `launch.slurm.options: {exclusive: true}`. Kubernetes needs a value."""
     partition: Word | None = None
     """Slurm partition. None takes the site's default."""
     node_selector: dict[str, str] = Field(default_factory=dict)
@@ -195,8 +195,8 @@ class LaunchConfig(NodesConfig):
     image: Image | None = None
     """Container image of the Kubernetes pods, and of a Slurm job without `launch.slurm.image`."""
     venv: AbsolutePath | None = None
-    """Virtual environment that has this project, at the same path on every node. On Slurm, a job without image and
-    modules takes the environment in which you call `grpo launch`."""
+    """Virtual environment that has this project, at the same path on every node (Slurm, Ray). On Slurm, a job without
+    image and modules takes the environment in which you call `grpo launch`."""
     storage: AbsolutePath | None = None
     """Folder that every node reaches at this path. The run's folder and all files of the config must lie in it, or in
     one of `shared_folders`. With several nodes it must be given."""
@@ -207,12 +207,12 @@ class LaunchConfig(NodesConfig):
     """Environment variables of every process, for example NCCL's. Not for secrets."""
     secrets: tuple[SecretConfig, ...] = ()
     interface: Word | None = None
-    """Network interface that Ray, NCCL and Gloo use, for example `ib0`."""
+    """Network interface that Ray, NCCL and Gloo use on Slurm, for example `ib0`."""
     max_restarts: Annotated[int, Field(ge=0)] = 20
-    """Number of times that a job is started again from its newest checkpoint, after a preemption or a lost node. A job
-    ends earlier if restarts bring no newer checkpoint (`cluster.max_fruitless_restarts`, on Slurm)."""
+    """Number of times that a job is started again from its newest checkpoint, after a preemption or a lost node
+    (Slurm, Kubernetes). A job ends earlier if restarts bring no newer checkpoint (`cluster.max_fruitless_restarts`)."""
     nodes_deadline_s: Positive = 900
-    """Longest wait until every node has joined, in seconds."""
+    """Longest wait until every node has joined, in seconds (Slurm)."""
     slurm: SlurmConfig = SlurmConfig()
     kuberay: KubeRayConfig = KubeRayConfig()
     ray: RayConfig = RayConfig()

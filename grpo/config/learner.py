@@ -10,6 +10,7 @@ from grpo.config.section import Positive, Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16"]
+Kernels = Literal["auto", "eager", "liger"]
 
 
 def _targets(value: object) -> object:
@@ -53,15 +54,18 @@ class LearnerConfig(Section):
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """Data in the host's memory. `optimizer`: optimizer states and float32 weights. `parameters`: all parameters too
     (stage 3 only)."""
-    attention: Literal["sdpa", "varlen"] = "sdpa"
+    attention: Literal["auto", "sdpa", "varlen"] = "auto"
     """Attention for packed sequences. `sdpa`: torch's attention on any device, with sequences of similar length side by
-    side. `varlen`: FlashAttention for variable lengths, on a GPU in bfloat16."""
+    side. `varlen`: FlashAttention for variable lengths, on a GPU in bfloat16. `auto`: `varlen` if it runs here."""
+    kernels: Kernels = "auto"
+    """Kernels of norms, rotary embeddings and MLPs. `eager`: PyTorch's operators. `liger`: Liger's fused kernels, on a
+    GPU, for policies of the families llama, qwen2 and qwen3. `auto`: `liger` if it runs here."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     """Learning rate after the warm-up."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Schedule of the learning rate after the warm-up. `cosine` and `linear` reach 0 at the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Number of steps in which the learning rate rises from 0."""
+    """Number of optimizer steps in which the learning rate rises from 0."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Adam's decay rates of the mean gradient and of the mean squared gradient."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -70,8 +74,9 @@ class LearnerConfig(Section):
     """Largest norm of the whole gradient; a larger gradient is scaled down."""
     microbatch_tokens: Positive = 4096
     """Tokens that one forward and backward pass of a rank, or of sequence_parallel ranks together, may hold."""
-    gradient_checkpointing: bool = False
-    """Keep only the inputs of layers, and compute the rest again in the backward pass."""
+    gradient_checkpointing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the layers, spread evenly, that keep only their inputs and compute the rest again in the backward pass.
+    `true` is 1, `false` is 0."""
     threads: Positive = 1
     """Number of CPU threads of each rank."""
     peak_tflops: Annotated[float, Field(gt=0)] | None = None
@@ -103,7 +108,7 @@ class LearnerConfig(Section):
         if self.attention == "varlen" and dtype == "float32":
             problems.append(
                 "learner.attention=varlen computes in bfloat16 only, got policy.dtype=float32; set it to bfloat16, "
-                "or use learner.attention=sdpa"
+                "or use learner.attention=auto"
             )
         if self.offload == "parameters" and self.zero_stage != 3:
             problems.append(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from grpo.config import SftConfig, TrainConfig
-from grpo.config.foreign_keys import foreign_hints
+from grpo.config.migrating import foreign_hints
 from grpo.terminal import literal
 
 JOBS: Mapping[str, type[TrainConfig] | type[SftConfig]] = {"train": TrainConfig, "sft": SftConfig}
@@ -22,7 +22,7 @@ HEADER = """\
 `grpo config --markdown` writes this page from the schema, and a test checks that it is current.
 
 - On the command line, any key may be a dotted override: `rollout.group_size=16`. An item of a list has a number:
-  `verifiers.0.weight=0.5`.
+  `verifiers.0.weight=0.5`. Where the items have names, the name is as good: `verifiers.answer.weight=0.5`.
 - An unknown key is refused, and the message names the nearest key.
 - `grpo check CONFIG --full` prints a configuration with all defaults.
 - `grpo config rollout` shows a part of this page in the terminal. `grpo config warm` shows every key whose name, or
@@ -61,6 +61,12 @@ class ReferencePart:
     name: str
     text: str
     keys: tuple[Key, ...]
+
+
+def defaults() -> dict[str, str]:
+    """Return the default of each key that has one, by the key's name."""
+    keys = (key for part in reference() for key in part.keys)
+    return {key.name: key.default for key in keys if key.default is not None}
 
 
 def reference() -> list[ReferencePart]:

@@ -54,9 +54,9 @@ class VerificationConfig(Section):
     """Largest share of `timeout` and `error` among a step's verdicts, or among the recent verdicts of one verifier
     (at least 50). Above it the run stops."""
     check_golds: Literal["refuse", "warn", "off"] = "refuse"
-    """Before the start, every row's reference is checked and up to 256 gold answers are judged. If no gold answer is
-    `correct`, or too many references cannot be used: `refuse` does not start, `warn` prints a warning. `off` checks
-    nothing."""
+    """Before the start, every row's reference is checked, up to 256 gold answers are judged, and every verifier is
+    tried on a few rows. If no gold answer is `correct`, too many references cannot be used, or a verifier fails on all
+    of its rows: `refuse` does not start, `warn` prints a warning. `off` checks nothing."""
     max_unusable_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Largest share of rows whose reference cannot be used. Up to it, these rows are left out and counted; above it,
     `check_golds` decides."""

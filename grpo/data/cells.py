@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
+if TYPE_CHECKING:
+    import datasets
+
+from rewards.written_values import value_of
 
 # Rows that are read to find the keys inside a column of JSON text.
 _LOOKED_AT = 20
@@ -28,22 +30,12 @@ def cell(row: Mapping[str, Any], name: str) -> Any:
         return row[name]
     value: Any = row
     for part in name.split("."):
-        value = _inside(value)
+        value = value_of(value)
         if isinstance(value, Mapping):
             value = value.get(part)
         elif isinstance(value, (list, tuple)) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
-            return None
-    return value
-
-
-def _inside(value: Any) -> Any:
-    """Return the value of a JSON text of an object or a list; another value unchanged."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
             return None
     return value
 
@@ -78,7 +70,7 @@ def answer_inside(rows: datasets.Dataset, name: str, key: str) -> str | None:
 
     verl and SYNTHETIC-1 write such rows, as nested columns or as JSON text.
     """
-    values = [_inside(cell(row, name)) for row in rows.select(range(min(_LOOKED_AT, len(rows)))).to_list()]
+    values = [value_of(cell(row, name)) for row in rows.select(range(min(_LOOKED_AT, len(rows)))).to_list()]
     inside = next((value for value in values if isinstance(value, Mapping) and "ground_truth" in value), None)
     if inside is None:
         return None
@@ -87,7 +79,7 @@ def answer_inside(rows: datasets.Dataset, name: str, key: str) -> str | None:
 
 def _json_names(column: str, values: list[Any]) -> list[str]:
     """The keys of the objects in a column of JSON text, with dots."""
-    insides = [_inside(value) for value in values if isinstance(value, str)]
+    insides = [value_of(value) for value in values if isinstance(value, str)]
     keys = dict.fromkeys(key for inside in insides if isinstance(inside, Mapping) for key in inside)
     return [f"{column}.{key}" for key in keys]
 

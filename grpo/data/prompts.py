@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from grpo import config
 from grpo.data.chat import asked_text, render, require_plain, uses_chat_template
@@ -16,6 +16,12 @@ from grpo.types import Prompt
 from rewards.checks.gold_forms import GoldRow
 from rewards.judging import columns_of
 from rewards.named_code import first_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Column with the name of a row's source, as verl calls it.
+SOURCE_COLUMN = "data_source"
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
@@ -41,7 +47,12 @@ class PromptSet:
 
 
 def load_prompts(
-    source: config.DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, where: str = "data"
+    source: config.DatasetConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    where: str = "data",
+    name: str = "",
 ) -> PromptSet:
     """Read a source as prompts. Drop and count the prompts longer than `max_tokens`.
 
@@ -50,6 +61,8 @@ def load_prompts(
         tokenizer: tokenizer of the policy.
         max_tokens: largest length of a prompt, in tokens, including templates.
         where: name of the section, for errors.
+        name: name of the source, if there are several sources. The ids of its prompts begin with it, and its rows get
+            the column `data_source` with it, unless they have such a column.
 
     Raises:
         ValueError: columns are missing, rows cannot be used, messages have no chat template, or no prompt fits.
@@ -60,8 +73,16 @@ def load_prompts(
     texts = render(source, tokenizer, [row.messages for row in rows], where=where)
     # A chat template writes the special tokens itself.
     token_ids = tokenize(tokenizer, texts, special=not uses_chat_template(source, tokenizer))
+    named = {SOURCE_COLUMN: name} if name else {}
     prompts = tuple(
-        Prompt(row.id, text, tuple(ids), row.reference, columns_of(asked_text(row.messages), row.row))
+        Prompt(
+            f"{name}:{row.id}" if name else row.id,
+            text,
+            tuple(ids),
+            row.reference,
+            columns_of(asked_text(row.messages), named | row.row),
+            name,
+        )
         for row, text, ids in zip(rows, texts, token_ids, strict=True)
         if 0 < len(ids) <= max_tokens
     )
@@ -73,23 +94,30 @@ def load_prompts(
     return PromptSet(prompts, len(texts) - len(prompts), described.left_out, described.notes)
 
 
-def check_prompt_count(prompts: PromptSet, rollout: config.RolloutConfig, left_out: int = 0) -> None:
+def check_prompt_count(
+    prompts: PromptSet, rollout: config.RolloutConfig, left_out: int = 0, *, name: str = "", share: float = 1.0
+) -> None:
     """Refuse data with so few prompts that a step would ask the same question twice.
 
     Args:
         prompts: prompts that fit the length limit.
         rollout: section with the number of prompts per step.
         left_out: number of prompts without a usable reference answer. Training does not use them.
+        name: name of the source, if there are several sources.
+        share: share of the source in the prompts of a step.
 
     Raises:
         ValueError: there are fewer prompts than a step needs.
     """
-    count = len(prompts.prompts) - left_out
-    if count < rollout.prompts_per_step:
+    count, needed = len(prompts.prompts) - left_out, math.ceil(round(rollout.prompts_per_step * share, 9))
+    if count < needed:
         usable = " and have a reference that can be used" if left_out else ""
+        of = f"the source {name!r}" if name else "the data"
+        part = f"its {needed} of " if name else ""
+        remedy = "lower it or its ratio, or add data" if name else "lower it or add data"
         raise ValueError(
-            f"the data has {count} prompts that fit{usable}, fewer than rollout.prompts_per_step="
-            f"{rollout.prompts_per_step}: a step would ask the same question twice; lower it or add data"
+            f"{of} has {count} prompts that fit{usable}, fewer than {part}rollout.prompts_per_step="
+            f"{rollout.prompts_per_step}: a step would ask the same question twice; {remedy}"
         )
 
 

@@ -13,10 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import datasets
-import pyarrow.parquet
+from grpo.deferred import deferred
+
+if TYPE_CHECKING:
+    import datasets
+else:
+    datasets = deferred("datasets")
 
 # Files smaller than this, in bytes, are checked for blank content.
 SMALL_FILE = 1024
@@ -148,7 +152,7 @@ def read_files(files: Sequence[Path], split: str) -> datasets.Dataset:
     assert form is not None
     if form == "csv":
         return _from_tables(files)
-    if form != "parquet" and not all(map(_is_utf8, files)) and form == "json":
+    if form == "json" and not all(map(_is_utf8, files)):
         raise ValueError(_listed([problem for file in files for problem in _damage(file)]))
     try:
         return datasets.load_dataset(form, data_files=[str(file) for file in files], split="train")
@@ -240,7 +244,9 @@ def _table_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
             yield before + 1, row
             before = reader.line_num
     except csv.Error as failure:
-        raise ValueError(f"{file}:{reader.line_num}: the file cannot be read as csv: {failure}") from failure
+        # `reader.line_num` still counts the rows before the damaged row.
+        line = reader.reader.line_num
+        raise ValueError(f"{file}:{line}: the file cannot be read as csv: {failure}") from failure
 
 
 def _damage(file: Path) -> list[str]:
@@ -286,6 +292,8 @@ def _lines_of(file: Path) -> list[Any]:
     if form == "csv":
         return [line for line, _ in _table_rows(file)]
     if form == "parquet":
+        import pyarrow.parquet
+
         return [None] * pyarrow.parquet.read_metadata(file).num_rows
     if form is None:
         return []

@@ -5,14 +5,19 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import datasets
-
 from grpo import config
+from grpo.data.bars import without_bars
 from grpo.data.row_files import Places, find_files, read_files
+from grpo.deferred import deferred
 from rewards.named_code import first_name, locate
+
+if TYPE_CHECKING:
+    import datasets
+else:
+    datasets = deferred("datasets")
 
 
 class HubUnreachable(ValueError):
@@ -32,6 +37,7 @@ def load_rows(source: config.DatasetConfig, where: str = "data") -> datasets.Dat
     return load_source(source, where).rows
 
 
+@without_bars()
 def load_source(source: config.DatasetConfig, where: str = "data") -> Source:
     """Read the rows of a source, with their places.
 
@@ -50,7 +56,7 @@ def load_source(source: config.DatasetConfig, where: str = "data") -> Source:
         files = find_files(source.paths)
         rows = read_files(files, source.split)
     else:
-        rows = _from_hub(source)
+        rows = _from_hub(source, where)
     places = Places(first_name(source_name(source)), tuple(files), len(rows))
     if source.limit:
         rows = rows.select(range(min(source.limit, len(rows))))
@@ -76,8 +82,9 @@ def _from_generator(dotted: str, options: dict[str, Any], where: str) -> dataset
     return datasets.Dataset.from_dict({column: [row.get(column) for row in generated] for column in columns})
 
 
-def _from_hub(source: config.DatasetConfig) -> datasets.Dataset:
+def _from_hub(source: config.DatasetConfig, where: str) -> datasets.Dataset:
     assert source.hub is not None
+    copy = f"give a local copy with {where}.path=FILE"
     try:
         if source.files:
             # `datasets` no longer reads repositories with a loading script, but it reads their files.
@@ -87,9 +94,7 @@ def _from_hub(source: config.DatasetConfig) -> datasets.Dataset:
         return datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
     except ConnectionError as failure:
         raise HubUnreachable(
-            f"the hub does not answer for the data set {source.hub!r} ({failure}); give a local copy with path="
+            f"the hub does not answer for the data set {source.hub!r} ({failure}); {copy}"
         ) from failure
     except FileNotFoundError as failure:
-        raise ValueError(
-            f"the data set {source.hub!r} cannot be read from the hub ({failure}); give a local copy with path="
-        ) from failure
+        raise ValueError(f"the data set {source.hub!r} cannot be read from the hub ({failure}); {copy}") from failure

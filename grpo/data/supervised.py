@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from grpo import config
 from grpo.algorithm.packing import TrainingSequence
@@ -25,6 +23,9 @@ from grpo.data.chat import (
 from grpo.data.described import question_of, require_columns
 from grpo.data.prompts import tokenize
 from grpo.data.rows import load_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,12 @@ def identity_of(
     task: TaskConfig, model: str, sampling: TaskSamplingConfig, dtype: str | None, chat_template: str | None
 ) -> dict[str, Any]:
     """Return the settings that determine completions and verdicts. Another identity means another evaluation."""
+    # These two are left out if they are off, so that evaluations from before they existed continue.
+    off = {name for name in ("top_k", "min_p") if not getattr(sampling, name)}
     return {
         "model": model,
         "dtype": dtype,
-        "sampling": sampling.model_dump(mode="json", exclude={"k"}),
+        "sampling": sampling.model_dump(mode="json", exclude={"k", *off}),
         "prompt": {
             "template": task.data.template,
             "system": task.data.system,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -11,12 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from grpo.evaluation.comparability import different_conditions
 from grpo.evaluation.metrics import solved_share
 from grpo.evaluation.statistics import Estimate, mean_estimate, paired_p_value
 from grpo.evaluation.store import TABLE, Judged, read_table, write_json
 from grpo.terminal import LiteralTable, literal
 
 _LONGEST_SHOWN = 100
+# Digest of a problem, and the number of earlier problems with this digest: data may repeat a question.
+_Pairing = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ class Comparison:
 
     Attributes:
         task: name of the task.
-        shared: number of problems that both answered, matched by question and reference.
+        shared: number of problems that both answered, matched by question and reference. The second problem with the
+            same question and reference matches the second of the other evaluation, and so on.
         only_first: number of problems of A that are not shared.
         only_second: number of problems of B that are not shared.
         first: A's accuracy on the shared problems.
@@ -73,21 +78,21 @@ def compare_tables(task: str, first: Sequence[Judged], second: Sequence[Judged])
         ValueError: they share fewer than two problems.
     """
     ours, theirs = _shares(first), _shares(second)
-    shared = [digest for digest in ours if digest in theirs]
+    shared = [pairing for pairing in ours if pairing in theirs]
     if len(shared) < 2:
         raise ValueError(
             f"{task}: the two evaluations share {len(shared)} problem(s) with the same question and reference; compare "
             "evaluations of the same data with the same prompt template"
         )
-    before = [ours[digest][1] for digest in shared]
-    after = [theirs[digest][1] for digest in shared]
+    before = [ours[pairing][1] for pairing in shared]
+    after = [theirs[pairing][1] for pairing in shared]
     differences = [b - a for a, b in zip(before, after, strict=True)]
     questions = {row.record.digest: row.question for row in first}
     half = Fraction(1, 2)
     better, worse = (
         tuple(
-            Flip(ours[digest][0], questions[digest], float(a), float(b))
-            for digest, a, b in zip(shared, before, after, strict=True)
+            Flip(ours[pairing][0], questions[pairing[0]], float(a), float(b))
+            for pairing, a, b in zip(shared, before, after, strict=True)
             if (b > half >= a if gained else a > half >= b)
         )
         for gained in (True, False)
@@ -99,17 +104,22 @@ def compare_tables(task: str, first: Sequence[Judged], second: Sequence[Judged])
         len(theirs) - len(shared),
         mean_estimate([float(share) for share in before]),
         mean_estimate([float(share) for share in after]),
-        mean_estimate([float(difference) for difference in differences], shares=False),
+        mean_estimate([float(difference) for difference in differences], shares=False, bounds=(-1.0, 1.0)),
         paired_p_value(differences),
         better,
         worse,
     )
 
 
-def _shares(rows: Sequence[Judged]) -> dict[str, tuple[str, Fraction]]:
-    """Digest of each problem -> the problem's id and the share of its known completions that are correct."""
-    digests = {row.record.problem: row.record.digest for row in rows}
-    return {digests[name]: (name, Fraction(right, of)) for name, (right, of) in solved_share(rows).items()}
+def _shares(rows: Sequence[Judged]) -> dict[_Pairing, tuple[str, Fraction]]:
+    """Pairing of each problem -> the problem's id and the share of its known completions that are correct."""
+    solved, counts = solved_share(rows), Counter[str]()
+    shares = {}
+    for name, digest in {row.record.problem: row.record.digest for row in rows}.items():
+        if name in solved:
+            shares[digest, counts[digest]] = name, Fraction(*solved[name])
+        counts[digest] += 1
+    return shares
 
 
 def compare_folders(first: Path, second: Path, console: Console, *, show: int, out: Path | None) -> list[Comparison]:
@@ -127,7 +137,11 @@ def compare_folders(first: Path, second: Path, console: Console, *, show: int, o
     tables = [(name, read_table(first / name / TABLE), read_table(second / name / TABLE)) for name in shared]
     comparisons = [compare_tables(*pair) for pair in tables]
     console.print(_table(first, second, comparisons))
+    conditions = {name: different_conditions(first / name, second / name) for name in shared}
     for comparison in comparisons:
+        if differs := conditions[comparison.task]:
+            line = f"{comparison.task}: A and B had different conditions, not only models: {'; '.join(differs)}"
+            console.print(literal(line, "yellow"), soft_wrap=True)
         for title, flips in (("B turned right", comparison.better), ("B turned wrong", comparison.worse)):
             if flips and show:
                 console.print(literal(f"\n{comparison.task}: {title} ({len(flips):,})"))
@@ -137,7 +151,8 @@ def compare_folders(first: Path, second: Path, console: Console, *, show: int, o
                 console.print(literal(line), soft_wrap=True)
     if out is not None:
         report: dict[str, Any] = {"first": str(first), "second": str(second)}
-        write_json(out, {**report, "tasks": {comparison.task: asdict(comparison) for comparison in comparisons}})
+        tasks = {each.task: {**asdict(each), "differs": conditions[each.task]} for each in comparisons}
+        write_json(out, {**report, "tasks": tasks})
     return comparisons
 
 

@@ -17,6 +17,12 @@ from grpo.types import SamplingParams
 if TYPE_CHECKING:
     from openai import OpenAI
 
+# Fields of a model in the server's list: its files, the model under an adapter, and its context in tokens. vLLM and
+# SGLang have them.
+_SAID = ("root", "parent", "max_model_len")
+# HTTP statuses of servers that do not list their models, or not for this key.
+_LISTS_NOTHING = (403, 404, 405)
+
 
 class EndpointSampler:
     """Requests completions from a server, several at a time.
@@ -61,19 +67,57 @@ class EndpointSampler:
             timeout=settings.timeout_s,
             max_retries=settings.retries,
         )
+        # What the server lists: name -> model; None before the first request for it.
+        self._models: dict[str, Any] | None = None
         self.model = settings.model or self._only_model()
 
     def _only_model(self) -> str:
-        try:
-            served = [model.id for model in self._client.models.list()]
-        except self._errors as failure:
-            raise RuntimeError(
-                f"the endpoint {self._address} does not list its models: {self._shown(failure)}"
-            ) from failure
-        if len(served) != 1:
-            names = ", ".join(served) or "no model"
+        models = self._listed()
+        if len(models) != 1:
+            names = ", ".join(models) or "no model"
             raise ValueError(f"{self._address} serves {names}; choose a model with endpoint.model=...")
-        return served[0]
+        return next(iter(models))
+
+    def _listed(self) -> dict[str, Any]:
+        if self._models is not None:
+            return self._models
+        try:
+            self._models = {str(model.id): model for model in self._client.models.list()}
+        except self._errors as failure:
+            if not self._settings.model or getattr(failure, "status_code", None) not in _LISTS_NOTHING:
+                raise RuntimeError(
+                    f"the endpoint {self._address} does not list its models: {self._shown(failure)}"
+                    f"{self._hint(failure)}"
+                ) from failure
+            self._models = {}
+        return self._models
+
+    def served(self) -> dict[str, Any]:
+        """Return what the server says about the model, to tell models with the same name apart.
+
+        Raises:
+            RuntimeError: the server does not answer.
+        """
+        if self._settings.identity is not None:
+            return {"identity": self._settings.identity}
+        fields = {name: getattr(self._listed().get(self.model), name, None) for name in _SAID}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @property
+    def context(self) -> int | None:
+        """The model's context in tokens, as the server said it; None if it said nothing."""
+        said = getattr((self._models or {}).get(self.model), "max_model_len", None)
+        return said if isinstance(said, int) else None
+
+    def _hint(self, failure: BaseException) -> str:
+        """Return what to change if the server does not know the address or the model; empty if it knows both."""
+        if getattr(failure, "status_code", None) != 404:
+            return ""
+        if self._models:
+            listed = f". The server lists {', '.join(self._models)}, not {self.model}: choose with endpoint.model=..."
+            return listed if self.model not in self._models else ""
+        address = self._address.rstrip("/")
+        return "" if "/v1" in address else f". The address of most servers ends with /v1: try {address}/v1"
 
     def _shown(self, failure: BaseException) -> str:
         """Return the server's error message without secrets: the server may quote the request."""
@@ -140,11 +184,11 @@ class EndpointSampler:
             "max_tokens": sampling.max_tokens,
             "seed": question.seed % (1 << 31),
             "stop": list(sampling.stop) or None,
-            "extra_body": self._settings.extra_body or None,
+            "extra_body": {**_narrowing(sampling), **self._settings.extra_body} or None,
         }
         try:
             answer: Any
-            if self._settings.chat:
+            if question.chat:
                 system = [{"role": "system", "content": question.system}] if question.system else []
                 messages: Any = [*system, {"role": "user", "content": question.text}]
                 answer = self._client.chat.completions.create(messages=messages, **common)
@@ -155,20 +199,28 @@ class EndpointSampler:
         except self._refusals as failure:
             return _refused(f"the server refused the request: {self._shown(failure)}")
         except self._errors as failure:
+            then = self._hint(failure) or ". Earlier completions are stored; run the same command again to continue"
             raise RuntimeError(
-                f"{self._address} gave no completion: {type(failure).__name__}: {self._shown(failure)}. Earlier "
-                "completions are stored; run the same command again to continue"
+                f"{self._address} gave no completion: {type(failure).__name__}: {self._shown(failure)}{then}"
             ) from failure
         choice = answer.choices[0]
         if choice.finish_reason not in ("stop", "length"):
             return _refused(f"the server ended the completion with {choice.finish_reason!r} instead of stop or length")
         if answer.usage is None:
-            return _refused("the server did not say how many tokens the completion has (usage)")
+            return _refused(
+                "the server did not say how many tokens the completion has; it, or a proxy before it, must send `usage`"
+            )
         # The project's own engine keeps the stop string in the completion. vLLM's server removes it and names it here.
         stopped_by = getattr(choice, "stop_reason", None)
         if isinstance(stopped_by, str) and stopped_by in sampling.stop and not text.endswith(stopped_by):
             text += stopped_by
         return Sample(text, answer.usage.completion_tokens, choice.finish_reason)
+
+
+def _narrowing(sampling: SamplingParams) -> dict[str, Any]:
+    """Fields that vLLM and SGLang know and OpenAI refuses. So they are sent only if they are set."""
+    fields = {"top_k": sampling.top_k, "min_p": sampling.min_p}
+    return {name: value for name, value in fields.items() if value}
 
 
 def _refused(why: str) -> Sample:

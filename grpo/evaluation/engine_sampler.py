@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Self
 
 from grpo.cluster.claim import Plan
 from grpo.cluster.cluster import Cluster
@@ -21,6 +19,9 @@ from grpo.evaluation.problems import Problem
 from grpo.evaluation.questions import Question, Sample
 from grpo.generator.setup import GeneratorSetup
 from grpo.types import Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Longest wait for a part of a weight update, in seconds. An evaluation makes no weight update.
 _UPDATE_S = 60.0
@@ -66,11 +67,14 @@ class Room:
         """Return a sentence for the user; None if every completion has room for `max_tokens`."""
         if not self.shortened and not self.without:
             return None
-        fills = f", and {self.without} whose prompt fills it; these count as not answered" if self.without else ""
+        parts = []
+        if self.shortened:
+            parts.append(f"{self.shortened} of {problems} problems leave less room than max_tokens={max_tokens:,}")
+        if self.without:
+            parts.append(f"{self.without} of {problems} problems fill it with their prompt, so they have no answer")
         return (
-            f"{task}: the policy's context has {self.context:,} tokens. {self.shortened} of {problems} problems leave "
-            f"less room than max_tokens={max_tokens:,} for a completion{fills}. What ends at the context counts as "
-            "`truncated`"
+            f"{task}: the policy's context has {self.context:,} tokens: {'; '.join(parts)}. What ends at the context "
+            "counts as `truncated`"
         )
 
 

@@ -16,15 +16,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from grpo.config.evaluation import EvalConfig, TaskConfig
 from grpo.evaluation.card import CARD, close_card, open_card
+from grpo.evaluation.comparability import Comparability, comparability_of
 from grpo.evaluation.export import export
 from grpo.evaluation.groups import Judging
 from grpo.evaluation.jobs import TaskJob, leave_out, prepare, spec_of
-from grpo.evaluation.metrics import TaskMetrics, task_metrics
+from grpo.evaluation.metrics import TaskMetrics, check_failures, task_metrics
+from grpo.evaluation.problems import repeats_line
 from grpo.evaluation.progress import EvalProgress, results_table
 from grpo.evaluation.questions import Question, Sample, Sampler
 from grpo.evaluation.store import (
@@ -44,7 +47,6 @@ from grpo.evaluation.votes import Call, answers_of, vote
 from grpo.report.logs import driver_log
 from grpo.terminal import literal
 from grpo.types import SamplingParams
-from grpo.visible import one_line
 from rewards.judging import verdicts_wait_s
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
@@ -65,16 +67,19 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
     """
     jobs, open_sampler = prepare(settings, tasks)
     for job in jobs:
-        if job.room and (line := job.room.line(job.task.name, len(job.problems), job.sampling.max_tokens)):
+        name, longest = job.task.name, job.sampling.max_tokens
+        room = job.room.line(name, len(job.problems), longest) if job.room else job.warning
+        for line in filter(None, (room, repeats_line(name, job.problems))):
             console.print(literal(line, "yellow"), soft_wrap=True)
     jobs = [leave_out(job, settings, console) for job in jobs]
     results: dict[str, TaskMetrics] = {}
     tables: dict[str, list[Judged]] = {}
     cards = {}
+    comparable: list[Comparability] = []
     with contextlib.ExitStack() as opened:
         opened.enter_context(driver_log(Path(settings.folder), settings.log_level))
         sampler: Sampler | None = None
-        for job in jobs:
+        for task, job in zip(tasks, jobs, strict=True):
             with CompletionStore(job.folder / LINES) as store, _pool(settings, job) as pool:
                 card = open_card(job.folder, job.identity, settings, job.task, job.sampling.k)
                 _check_problems(job, store.records)
@@ -89,16 +94,10 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
                         sampler = opened.enter_context(open_sampler())
                     _sample(job, missing, sampler, store, pool, settings, console)
                 rows, undecided = _rows(job, store.records, settings, pool)
-            _check_failures(job, rows, settings.max_failure_share)
-            metrics = task_metrics(job.task.name, rows, votes=answers_of(job.task) is not None)
-            write_table(job.folder / TABLE, rows)
-            left_out = {"left_out": len(job.left_out)} if job.left_out else {}
-            write_json(job.folder / METRICS, {**metrics.as_json(), "undecided_pairs": undecided, **left_out})
-            first = job.prompts[0].text if job.prompts else job.problems[0].question
-            files = {name: file_digest(job.folder / name) for name in (LINES, TABLE)}
-            context = asdict(job.room) if job.room else None
-            close_card(job.folder, card, job.problems, first, files, job.left_out, context)
-            logger.info("task %s has ended: %s", job.task.name, {**metrics.as_json(), **left_out})
+            check_failures(job.task.name, rows, settings.max_failure_share)
+            comparable.append(comparability_of(task, job, settings))
+            card["comparability"] = comparable[-1].as_json()
+            metrics = _write_results(job, card, rows, undecided)
             results[job.task.name], tables[job.task.name], cards[job.task.name] = metrics, rows, card
     folder = Path(settings.folder)
     write_json(
@@ -107,11 +106,25 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
     )
     exported = export(folder, settings.model, cards, results, tables)
     console.print(results_table(settings.model, results))
-    for job in jobs:
-        if job.task.comparable:
-            console.print(literal(f"{job.task.name}: comparable with {job.task.comparable}"), soft_wrap=True)
+    for line in filter(None, (each.line() for each in comparable)):
+        console.print(literal(line), soft_wrap=True)
     console.print(literal(f"{folder}: completions, {METRICS} and {CARD} of each task; {exported}"), soft_wrap=True)
     return results
+
+
+def _write_results(job: TaskJob, card: dict[str, Any], rows: Sequence[Judged], undecided: int) -> TaskMetrics:
+    """Compute the metrics of a task, and write them with the table and the card."""
+    votes = answers_of(job.task) is not None
+    metrics = task_metrics(job.task.name, rows, votes=votes, measures=job.task.measures)
+    write_table(job.folder / TABLE, rows)
+    left_out = {"left_out": len(job.left_out)} if job.left_out else {}
+    write_json(job.folder / METRICS, {**metrics.as_json(), "undecided_pairs": undecided, **left_out})
+    first = job.prompts[0].text if job.prompts else job.problems[0].question
+    files = {name: file_digest(job.folder / name) for name in (LINES, TABLE)}
+    context = asdict(job.room) if job.room else None
+    close_card(job.folder, card, job.problems, first, files, job.left_out, context)
+    logger.info("task %s has ended: %s", job.task.name, {**metrics.as_json(), **left_out})
+    return metrics
 
 
 def _pool(settings: EvalConfig, job: TaskJob) -> VerifierPool:
@@ -149,7 +162,7 @@ def _judge_again(job: TaskJob, store: CompletionStore, pool: VerifierPool) -> No
 def _record(key: Key, digest: str, sample: Sample, verdict: Verdict) -> Record:
     return Record(
         *key[:1], digest, *key[1:], sample.text, sample.tokens, sample.finish_reason,
-        verdict.status, verdict.score, verdict.reason,
+        verdict.status, verdict.score, verdict.reason, dict(verdict.parts),
     )  # fmt: skip
 
 
@@ -166,7 +179,9 @@ def _sample(
     problems = {problem.id: problem for problem in job.problems}
     judged: Done = queue.SimpleQueue()
     chosen = job.sampling
-    sampling = SamplingParams(1, chosen.max_tokens, chosen.temperature, chosen.stop, chosen.top_p)
+    sampling = SamplingParams(
+        1, chosen.max_tokens, chosen.temperature, chosen.stop, chosen.top_p, chosen.top_k, chosen.min_p
+    )
     total = len(job.problems) * chosen.k * len(settings.seeds)
     wanted = set(wanted_keys(problems, settings.seeds, chosen.k)) - set(missing)
     with EvalProgress(job.task.name, total, console) as progress:
@@ -214,7 +229,9 @@ def _questions(job: TaskJob, keys: Sequence[Key]) -> list[Question]:
     problems = {problem.id: problem for problem in job.problems}
     prompts = {prompt.id: prompt for prompt in job.prompts or ()}
     system = job.task.data.system
-    return [Question(problems[key[0]].question, system, prompts.get(key[0]), sample_seed(key)) for key in keys]
+    return [
+        Question(problems[key[0]].question, system, prompts.get(key[0]), sample_seed(key), job.chat) for key in keys
+    ]
 
 
 def sample_seed(key: Key) -> int:
@@ -248,13 +265,3 @@ def _rows(
                 for record, answer, number in zip(group, texts, classes, strict=True)
             ]
     return rows, undecided
-
-
-def _check_failures(job: TaskJob, rows: Sequence[Judged], most: float) -> None:
-    failed = [row.record for row in rows if row.record.status.failed]
-    if len(failed) > most * len(rows):
-        raise RuntimeError(
-            f"{len(failed)} of {len(rows)} verdicts of {job.task.name} failed, above max_failure_share={most:g}; the "
-            f"first: {failed[0].status.value}: {one_line(failed[0].reason)}. The completions are stored: mend the "
-            "verifier or raise task.verifier.deadline_s, and repeat the command to judge them again"
-        )

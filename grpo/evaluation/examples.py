@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo.config.evaluation import TaskConfig, WindowConfig
-from grpo.data.rows import load_rows
+from grpo.data.rows import HubUnreachable, load_rows
 
 _COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
 
@@ -22,7 +22,10 @@ def with_shots(task: TaskConfig) -> TaskConfig:
     if shots is None:
         return task
     source = task.data.model_copy(update={"split": shots.split, "path": shots.path})
-    rows = load_rows(source, "task.shots")
+    try:
+        rows = load_rows(source, "task.shots")
+    except HubUnreachable as failure:
+        raise HubUnreachable(f"the {shots.count} solved examples of {task.name} are missing: {failure}") from failure
     if len(rows) < shots.count:
         raise ValueError(
             f"task {task.name}: {len(rows)} rows are too few for task.shots.count={shots.count} examples; lower it"

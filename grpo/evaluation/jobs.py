@@ -18,7 +18,7 @@ from grpo.evaluation.engine_sampler import EngineSampler, Room, dtype_of, prompt
 from grpo.evaluation.examples import with_shots
 from grpo.evaluation.model import open_model
 from grpo.evaluation.problems import Problem, load_problems
-from grpo.evaluation.questions import Sampler
+from grpo.evaluation.questions import Sampler, length_warning
 from grpo.policy.stored import load_tokenizer
 from grpo.rollout.usable_rows import OF_EVALUATION, usable_rows
 from grpo.terminal import literal
@@ -40,6 +40,8 @@ class TaskJob:
         folder: folder for the task's files.
         room: room in the policy's context; None if only a server knows it.
         left_out: excluded problem -> why its reference cannot be used. `problems` does not contain these problems.
+        chat: whether a server applies its chat template.
+        warning: sentence about a server's context; None if every completion has room, or the context is not known.
     """
 
     task: TaskConfig
@@ -50,6 +52,8 @@ class TaskJob:
     folder: Path
     room: Room | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    chat: bool = True
+    warning: str | None = None
 
 
 def prepare(
@@ -60,6 +64,7 @@ def prepare(
     if not tasks or len(set(names)) < len(names):
         raise ValueError(f"name one or more tasks, each once, with --task; got {', '.join(names) or 'none'}")
     chosen = [settings.sampling_of(task) for task in tasks]
+    chats = [not settings.is_endpoint or settings.chat_of(task) for task in tasks]
     tasks = [with_shots(task) for task in tasks]
     problems = [tuple(load_problems(task, settings.limit)) for task in tasks]
     for task, task_problems in zip(tasks, problems, strict=True):
@@ -71,10 +76,13 @@ def prepare(
     template: str | None = None
     prompts: list[tuple[Prompt, ...] | None] = [None] * len(tasks)
     rooms: list[Room | None] = [None] * len(tasks)
+    served: dict[str, object] = {}
+    context: int | None = None
     if settings.is_endpoint:
         endpoint = EndpointSampler(settings.url, settings.endpoint)
-        # A server may come back at another address or port, so the identity is the model's name alone.
-        identity = f"endpoint:{endpoint.model}"
+        # A server may come back at another address or port, so its address is no part of the identity.
+        identity, served = f"endpoint:{endpoint.model}", endpoint.served()
+        context = endpoint.context
 
         def open_sampler() -> AbstractContextManager[Sampler]:
             return contextlib.nullcontext(endpoint)
@@ -95,13 +103,18 @@ def prepare(
             return EngineSampler(settings, model, tokens)
 
     jobs = []
-    for task, sampling, task_problems, task_prompts, room in zip(tasks, chosen, problems, prompts, rooms, strict=True):
+    parts = zip(tasks, chosen, problems, prompts, rooms, chats, strict=True)
+    for task, sampling, task_problems, task_prompts, room, chat in parts:
+        longest = settings.endpoint.extra_body.get("max_tokens", sampling.max_tokens)
+        warning = length_warning(task.name, [problem.question for problem in task_problems], longest, context)
         used_template = template if task.data.chat_template == "auto" else None
         settled = identity_of(task, identity, sampling, dtype, used_template)
-        if settings.is_endpoint and settings.endpoint.extra_body:
-            settled["extra_body"] = settings.endpoint.extra_body
+        more: dict[str, object] = {"served": served, "requests": "" if chat else "/completions"}
+        more |= {"extra_body": settings.endpoint.extra_body if settings.is_endpoint else {}}
+        settled |= {name: value for name, value in more.items() if value}
         folder = Path(settings.folder) / task.name
-        jobs.append(TaskJob(task, sampling, task_problems, task_prompts, settled, folder, room))
+        job = TaskJob(task, sampling, task_problems, task_prompts, settled, folder, room, chat=chat, warning=warning)
+        jobs.append(job)
     return jobs, open_sampler
 
 

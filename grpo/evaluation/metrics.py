@@ -6,11 +6,12 @@ import functools
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from grpo.evaluation.statistics import Estimate, majority_is_correct, mean_estimate, pass_at_k
 from grpo.evaluation.store import Judged
+from grpo.visible import one_line
 from rewards.verdict import Status
 
 
@@ -26,7 +27,7 @@ class TaskMetrics:
         completions: number of completions in total.
         statuses: status of the verdict -> number of completions.
         estimates: name -> estimate. The names are `accuracy`, `avg@k`, `pass@j`, `maj@k`, `completion_tokens`,
-            `truncated` and `status/...`.
+            `truncated`, `status/...`, and the task's measures.
         accuracy_by_seed: seed -> accuracy of the completions with this seed.
     """
 
@@ -45,20 +46,62 @@ class TaskMetrics:
         return {**asdict(self), "seeds": list(self.seeds), "accuracy_by_seed": by_seed}
 
 
-def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool) -> TaskMetrics:
+def check_failures(task: str, rows: Sequence[Judged], most: float) -> None:
+    """Refuse to compute metrics from a table with too many failures.
+
+    Args:
+        task: name of the task.
+        rows: table of the task.
+        most: largest share of completions without a verdict (`max_failure_share`).
+
+    Raises:
+        RuntimeError: the share is larger. The message says what failed, server or verifier, and what to do.
+    """
+    failed = [row.record for row in rows if row.record.status.failed]
+    if len(failed) <= most * len(rows):
+        return
+    refused = [record for record in failed if record.finish_reason == "refused"]
+    unjudged = [record for record in failed if record.finish_reason != "refused"]
+    causes = []
+    if refused:
+        causes.append(
+            f"The server gave no usable completion for {len(refused)}; the first: {one_line(refused[0].reason)}. "
+            "Repeat the command to request them again. If the request is too long for the model, give a smaller "
+            "--max-tokens and another --out."
+        )
+    if unjudged:
+        causes.append(
+            f"The verifier failed for {len(unjudged)}; the first: {unjudged[0].status.value}: "
+            f"{one_line(unjudged[0].reason)}. The completions are stored: mend the verifier or raise "
+            "task.verifier.deadline_s, and repeat the command to judge them again."
+        )
+    raise RuntimeError(
+        f"{len(failed)} of {len(rows)} completions of {task} have no verdict, above max_failure_share={most:g}. "
+        f"{' '.join(causes)} To leave them out of the numbers, raise max_failure_share"
+    )
+
+
+# Name -> part of a verdict, or a part and the part whose share it is.
+Measures = Mapping[str, str | tuple[str, str]]
+
+
+def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool, measures: Measures | None = None) -> TaskMetrics:
     """Compute the metrics of a task.
 
     A verdict with the status `timeout` or `error` says nothing about its completion. Accuracy, pass@k and votes ignore
-    such a verdict; `statuses` counts it. Estimates are means over problems. If a problem has no data for an estimate,
-    the estimate ignores this problem.
+    such a verdict; `statuses` counts it. The estimates `status/timeout` and `status/error` are shares of all
+    completions; the other statuses are shares of the judged completions, so they sum to 1. Lengths and `truncated`
+    ignore completions that a server refused. Estimates are means over problems. If a problem has no data for an
+    estimate, the estimate ignores this problem.
 
     Args:
         task: name of the task.
         rows: table of the task.
         votes: whether the task's answers can vote. If so, the metrics include maj@k.
+        measures: more shares, from parts of the verdicts (`TaskConfig.measures`).
 
     Raises:
-        ValueError: there is no completion, or every verdict is a failure of the verifier.
+        ValueError: there is no completion, or every verdict is a failure.
     """
     by_problem: dict[str, list[Judged]] = {}
     for row in rows:
@@ -68,7 +111,7 @@ def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool) -> TaskMetri
     if not rows:
         raise ValueError(f"{task}: there is no completion to compute metrics from")
     if all(row.record.status.failed for row in rows):
-        raise ValueError(f"{task}: every verdict is a failure of the verifier, the first: {rows[0].record.reason}")
+        raise ValueError(f"{task}: every verdict is a failure, the first: {rows[0].record.reason}")
     k = max(row.record.sample for row in rows) + 1
     known = [[row.record.correct for row in group if not row.record.status.failed] for group in groups]
     accuracy = mean_estimate([sum(verdicts) / len(verdicts) for verdicts in known if verdicts])
@@ -82,13 +125,10 @@ def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool) -> TaskMetri
         )
     if votes and k > 1:
         estimates[f"maj@{k}"] = mean_estimate([_majority(group, seeds) for group in groups])
-    estimates["completion_tokens"] = mean_estimate(
-        [statistics.fmean(row.record.completion_tokens for row in group) for group in groups], shares=False
-    )
-    estimates["truncated"] = _mean(groups, lambda row: row.record.finish_reason == "length")
+    for name, parts in (measures or {}).items():
+        estimates[name] = _share(task, name, groups, parts)
+    estimates |= {**_lengths(groups), **_statuses(groups)}
     statuses = Counter(row.record.status.value for row in rows)
-    for status in Status:
-        estimates[f"status/{status.value}"] = _mean(groups, functools.partial(_has_status, status))
     return TaskMetrics(
         task,
         len(groups),
@@ -122,6 +162,60 @@ def _majority(group: Sequence[Judged], seeds: Sequence[int]) -> float:
         classes = [None if row.record.status.failed else row.answer_class for row in of_seed]
         outcomes.append(majority_is_correct(classes, [row.record.correct for row in of_seed]))
     return statistics.fmean(outcomes)
+
+
+def _share(task: str, name: str, groups: Sequence[Sequence[Judged]], parts: str | tuple[str, str]) -> Estimate:
+    """Return the mean of a part over problems, or the sum of a part divided by the sum of another.
+
+    A verdict without the part has 0 of it. A ratio's problems have different weights. Its interval is that of the
+    ratio's linearisation: each problem's difference from the ratio, in units of the mean whole.
+    """
+    part, whole = (parts, None) if isinstance(parts, str) else parts
+    known = [[row.record for row in group if not row.record.status.failed] for group in groups]
+    records = [record for group in known for record in group]
+    for wanted in filter(None, (part, whole)):
+        seen = {each for record in records for each in record.parts}
+        if wanted not in seen and (seen or any(record.correct for record in records)):
+            raise ValueError(
+                f"{task}: measures.{name} names the part {wanted!r}, but the verdicts have "
+                f"{', '.join(sorted(seen)) or 'no parts'}; change task.measures and repeat the command, which goes on "
+                "with the stored completions"
+            )
+
+    def of_problems(each: str) -> list[float]:
+        return [statistics.fmean(record.parts.get(each, 0.0) for record in group) for group in known if group]
+
+    parts_P = of_problems(part)
+    mean_whole = statistics.fmean(of_problems(whole)) if whole else 0.0
+    if whole is None or not mean_whole:
+        return mean_estimate(parts_P)
+    ratio = statistics.fmean(parts_P) / mean_whole
+    pairs = zip(parts_P, of_problems(whole), strict=True)
+    estimate = mean_estimate([ratio + (a - ratio * b) / mean_whole for a, b in pairs], shares=False, bounds=(0.0, 1.0))
+    # Linearised values may lie outside the range of a share.
+    return replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
+
+
+def _lengths(groups: Sequence[Sequence[Judged]]) -> dict[str, Estimate]:
+    answered = _only(groups, lambda row: row.record.finish_reason != "refused")
+    if len(answered) < 2:
+        return {}
+    tokens = [statistics.fmean(row.record.completion_tokens for row in group) for group in answered]
+    truncated = _mean(answered, lambda row: row.record.finish_reason == "length")
+    return {"completion_tokens": mean_estimate(tokens, shares=False), "truncated": truncated}
+
+
+def _statuses(groups: Sequence[Sequence[Judged]]) -> dict[str, Estimate]:
+    judged = _only(groups, lambda row: not row.record.status.failed)
+    return {
+        f"status/{status.value}": _mean(groups if status.failed else judged, functools.partial(_has_status, status))
+        for status in Status
+    }
+
+
+def _only(groups: Sequence[Sequence[Judged]], keep: Callable[[Judged], bool]) -> list[list[Judged]]:
+    """Return the groups without the other rows, and without groups that become empty."""
+    return [kept for group in groups if (kept := [row for row in group if keep(row)])]
 
 
 def _mean(groups: Sequence[Sequence[Judged]], measure: Callable[[Judged], float]) -> Estimate:

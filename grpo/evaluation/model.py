@@ -7,14 +7,20 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import AutoConfig
-
+from grpo.deferred import deferred
 from grpo.evaluation.store import file_digest
-from grpo.policy.hub import at_revision, name_of, with_revision
+from grpo.policy.hub import at_revision, may_be_on_hub, name_of, with_revision
+from grpo.policy.plain import plain_config
 from grpo.policy.stored import context_of
 from grpo.report import run_files
 from grpo.run.stored_run import policy_of
+
+if TYPE_CHECKING:
+    import transformers
+else:
+    transformers = deferred("transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +46,12 @@ def find_policy(given: str) -> str:
     `given` is a policy, a checkpoint, a run (its newest checkpoint), or a hub name.
 
     Raises:
-        ValueError: the folder holds no policy.
+        ValueError: there is no such folder, or it holds no policy.
     """
     folder = Path(given)
     if not folder.is_dir():
+        if not may_be_on_hub(given):
+            raise ValueError(f"{_unknown(given)}: there is no folder {folder.absolute()}")
         return given
     if (folder / "config.json").is_file():
         return str(folder.absolute())
@@ -70,12 +78,9 @@ def open_model(given: str) -> Model:
     """
     path = find_policy(given)
     try:
-        config = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
+        config = plain_config(path) or transformers.AutoConfig.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError) as failure:
-        raise ValueError(
-            f"{given!r} is neither a folder with a policy, nor a run or checkpoint, nor a name that the hub knows: "
-            f"{str(failure).splitlines()[0]}"
-        ) from failure
+        raise ValueError(f"{_unknown(given)}: {str(failure).splitlines()[0]}") from failure
     folder = Path(path)
     if folder.is_dir():
         identity = f"sha256:{folder_digest(folder)}"
@@ -87,6 +92,10 @@ def open_model(given: str) -> Model:
         # The name may soon point to another commit. So all later loads use this commit.
         path = with_revision(path, commit)
     return Model(given, path, identity, context_of(config))
+
+
+def _unknown(given: str) -> str:
+    return f"{given!r} is neither a folder with a policy, nor a run or checkpoint, nor a name that the hub knows"
 
 
 def folder_digest(folder: Path) -> str:

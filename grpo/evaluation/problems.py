@@ -16,6 +16,7 @@ from grpo.data.described import DescribedRow, describe
 from grpo.data.rows import HubUnreachable
 from grpo.evaluation.examples import in_window
 from rewards.judging import columns_of
+from rewards.selection import place_of
 
 FOLDER = Path(__file__).parent / "tasks"
 
@@ -90,10 +91,25 @@ def load_problems(task: TaskConfig, limit: int | None = None) -> list[Problem]:
     return [_problem(task, row) for row in rows[:most]]
 
 
+def repeats_line(task: str, problems: Sequence[Problem]) -> str | None:
+    """Return a sentence about problems that repeat an earlier question; None if there are none."""
+    answers: dict[str, set[str]] = {}
+    for problem in problems:
+        answers.setdefault(problem.question, set()).add(problem.digest)
+    repeated, disagree = len(problems) - len(answers), sum(len(digests) > 1 for digests in answers.values())
+    if not repeated:
+        return None
+    others = f"; {disagree:,} of these questions have different references" if disagree else ""
+    return (
+        f"{task}: {repeated:,} of {len(problems):,} problems repeat the question of an earlier problem{others}. "
+        "Each of them counts in all numbers"
+    )
+
+
 def _problem(task: TaskConfig, row: DescribedRow) -> Problem:
     if not isinstance(row.question, str):
         raise ValueError(
-            f"{row.id}: column {task.data.prompt!r} holds chat messages; name a column of plain text "
+            f"{place_of(row.id)}: column {task.data.prompt!r} holds chat messages; name a column of plain text "
             "with task.data.prompt"
         )
     question = row.messages[-1]["content"]

@@ -15,6 +15,7 @@ from grpo.evaluation.statistics import Estimate
 from grpo.evaluation.store import Record
 from grpo.terminal import LiteralTable, literal
 from grpo.visible import visible
+from rewards.verdict import Status
 
 # A person reads the log: more lines would make it hard to read.
 _SECONDS_BETWEEN_LINES = 30.0
@@ -47,6 +48,9 @@ class EvalProgress:
         self._bar.stop()
         if not self._console.is_terminal:
             self._line()
+        if exception and exception[0] is KeyboardInterrupt:
+            stored = f"{self._done:,} of {self._total:,} completions of {self._name} are stored"
+            self._console.print(literal(f"stopped: {stored}; the same command continues", "yellow"), soft_wrap=True)
 
     def start_with(self, records: Sequence[Record]) -> None:
         """Count the completions that are stored already."""
@@ -95,6 +99,11 @@ def results_table(model: str, results: Mapping[str, TaskMetrics]) -> Table:
         table.add_column(name, justify="left" if name in ("task", "measure") else "right")
     for task, metrics in results.items():
         head = [task, f"{metrics.problems:,} x {metrics.k * len(metrics.seeds)}"]
+        failed = sum(metrics.statuses[status.value] for status in Status if status.failed)
+        if failed:
+            judged = f"{metrics.completions - failed:,} of {metrics.completions:,}"
+            table.add_row(*head, "judged completions", judged, "")
+            head = ["", ""]
         for name, estimate in metrics.estimates.items():
             if (
                 name.startswith("avg@")
@@ -113,5 +122,6 @@ def results_table(model: str, results: Mapping[str, TaskMetrics]) -> Table:
 
 def _figures(name: str, estimate: Estimate) -> tuple[str, str]:
     if name == "completion_tokens":
-        return f"{estimate.value:,.1f}", f"{estimate.low:,.1f} to {estimate.high:,.1f}"
+        interval = "all problems equal" if estimate.method == "all equal" else ""
+        return f"{estimate.value:,.1f}", interval or f"{estimate.low:,.1f} to {estimate.high:,.1f}"
     return f"{estimate.value:.2%}", f"{estimate.low:.2%} to {estimate.high:.2%}"

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 from grpo.types import FinishReason, Prompt, SamplingParams
 
+# Characters for each token of a prompt, where the tokenizer is not known.
+_CHARACTERS = 4
 SampleEnd = FinishReason | Literal["refused"]
 
 
@@ -38,12 +40,45 @@ class Question:
         system: system message; None if there is no system message.
         prompt: question as tokens of the policy; None if a server makes the tokens.
         seed: seed of this sample.
+        chat: whether a server applies its chat template.
     """
 
     text: str
     system: str | None
     prompt: Prompt | None
     seed: int
+    chat: bool = True
+
+
+def length_warning(task: str, texts: Sequence[str], max_tokens: int, context: int | None) -> str | None:
+    """Compare the lengths of a task with the context that a server announces. Return a warning, or None.
+
+    The server's tokenizer is not known, so the length of a prompt is estimated: 4 characters for each token.
+
+    Args:
+        task: name of the task.
+        texts: texts of the questions.
+        max_tokens: longest completion, in tokens.
+        context: the server's context in tokens; None if it announces none.
+
+    Raises:
+        ValueError: a completion alone fills the context, so the server would refuse every request.
+    """
+    lengths = [len(text) // _CHARACTERS + 1 for text in texts]
+    if context is None or max(lengths) + max_tokens <= context:
+        return None
+    remedy = f"give --max-tokens {max(context - 2 * max(lengths), context // 2)} or less"
+    if max_tokens >= context:
+        raise ValueError(
+            f"{task}: max_tokens={max_tokens:,}, but the server announces a context of max_model_len={context:,} "
+            f"tokens for prompt and completion, and would refuse every request; {remedy}, or serve a longer context"
+        )
+    crowded = sum(length + max_tokens > context for length in lengths)
+    return (
+        f"{task}: the server announces a context of max_model_len={context:,} tokens. About {crowded:,} of "
+        f"{len(lengths):,} prompts leave less room than max_tokens={max_tokens:,}, and the server may refuse them; "
+        f"{remedy}"
+    )
 
 
 class Sampler(Protocol):

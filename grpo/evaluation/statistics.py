@@ -39,7 +39,8 @@ class Estimate:
         high: upper end of the interval.
         standard_error: standard error of the mean, from the deviation over problems; None for a single problem.
         problems: number of problems in the mean.
-        method: method that computed the interval.
+        method: method that computed the interval. `all equal` if all problems have the same value, whose range is not
+            known: then there is no interval, and both ends are the value.
     """
 
     value: float
@@ -47,7 +48,7 @@ class Estimate:
     high: float
     standard_error: float | None
     problems: int
-    method: Literal["wilson", "bootstrap"]
+    method: Literal["wilson", "bootstrap", "all equal"]
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -110,7 +111,9 @@ def majority_is_correct(classes: Sequence[int | None], correct: Sequence[bool]) 
     return sum(right[number] for number in winners) / len(winners)
 
 
-def mean_estimate(values_P: Sequence[float], *, shares: bool = True, seed: int = 0) -> Estimate:
+def mean_estimate(
+    values_P: Sequence[float], *, shares: bool = True, seed: int = 0, bounds: tuple[float, float] | None = None
+) -> Estimate:
     """Return the mean over problems with a 95 % interval that treats problems as the random draws.
 
     For shares of a problem's completions, the interval is that of Wilson (1927), which stays valid near 0 and 1. If all
@@ -121,12 +124,15 @@ def mean_estimate(values_P: Sequence[float], *, shares: bool = True, seed: int =
 
     For other numbers, the interval is the expanded percentile bootstrap over problems (Hesterberg 2015, "What teachers
     should know about the bootstrap", section 5.3). It takes its percentiles from Student's t, on a scale that corrects
-    the bootstrap's bias in the deviation. Without this correction the interval is too narrow for 30 problems.
+    the bootstrap's bias in the deviation. Without this correction the interval is too narrow for 30 problems. If all
+    these numbers are equal, a resample shows no spread. Then at most the share `wilson(0, problems).high` of all
+    problems differs, and each of them by no more than `bounds` allow.
 
     Args:
         values_P: number for each problem.
         shares: whether the numbers are shares, between 0 and 1.
         seed: seed of the resampling.
+        bounds: smallest and largest possible number of a problem; None if they are not known.
 
     Raises:
         ValueError: there is no problem, a number is not finite, or a single problem does not show a spread.
@@ -148,6 +154,11 @@ def mean_estimate(values_P: Sequence[float], *, shares: bool = True, seed: int =
         observations = mean * (1 - mean) / standard_error**2 if standard_error > 0 else float(count)
         low, high = wilson_interval(mean, max(float(count), observations), t)
         return Estimate(mean, low, high, standard_error, count, "wilson")
+    if math.isclose(array_P.min(), array_P.max(), rel_tol=1e-9, abs_tol=1e-12):
+        low, high = bounds or (mean, mean)
+        others = wilson(0, count).high
+        low, high = mean - others * (mean - low), mean + others * (high - mean)
+        return Estimate(mean, low, high, standard_error, count, "wilson" if bounds else "all equal")
     tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * t)
     low, high = (float(bound) for bound in np.quantile(_resampled_means(array_P, seed), (tail, 1 - tail)))
     return Estimate(mean, low, high, standard_error, count, "bootstrap")

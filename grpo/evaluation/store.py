@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("status", pa.string()),
         ("score", pa.float64()),
         ("reason", pa.string()),
+        ("parts", pa.string()),
         ("answer", pa.string()),
         ("answer_class", pa.int32()),
     ],
@@ -65,6 +66,7 @@ class Record:
         status: status of the verdict.
         score: score of the verdict; None if the verdict failed.
         reason: reason of the verdict.
+        parts: named parts of the verdict; empty in files from before they were stored.
     """
 
     problem: str
@@ -77,6 +79,7 @@ class Record:
     status: Status
     score: float | None
     reason: str
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -141,8 +144,10 @@ def _parse(line: str) -> Record | None:
 
 
 def _record(fields: Mapping[str, Any]) -> Record:
-    values: dict[str, Any] = {field.name: fields[field.name] for field in dataclasses.fields(Record)}
-    values["status"] = Status(values["status"])
+    names = [each.name for each in dataclasses.fields(Record) if each.name != "parts"]
+    values: dict[str, Any] = {name: fields[name] for name in names}
+    parts = fields.get("parts") or {}
+    values |= {"status": Status(values["status"]), "parts": json.loads(parts) if isinstance(parts, str) else parts}
     return Record(**values)
 
 
@@ -209,4 +214,5 @@ def _columns(row: Judged) -> dict[str, Any]:
     fields = dataclasses.asdict(row.record)
     fields |= {"question": row.question, "reference": row.reference}
     fields |= {"answer": row.answer, "answer_class": row.answer_class, "status": row.record.status.value}
+    fields["parts"] = json.dumps(row.record.parts)
     return {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}

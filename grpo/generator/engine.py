@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
@@ -25,15 +25,19 @@ from vllm.v1.engine.core_client import MPClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from grpo.generator import cpu_norm
+from grpo.generator import cpu_norm, cpu_sampler, cpu_slots
 from grpo.generator.sampling import SCORING, SamplingTokens, prompt_logprobs
 from grpo.generator.setup import GeneratorSetup
+from grpo.generator.worker import EXTENSION, read_profile
 from grpo.policy.hub import name_of, revision_of
 from grpo.types import EngineDied, EngineFinished, Request, SamplingParams
 from grpo.weights import registry as weight_transfer
-from grpo.weights.buckets import Bucket, safetensors_header
+from grpo.weights.buckets import Bucket, further_names_in, safetensors_header, under_all_names
 from grpo.weights.patches import PatchReader
 from grpo.weights.source import as_bytes
+
+if TYPE_CHECKING:
+    from grpo.report.profiling import ActorProfile
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class Generator:
         """Load the policy. The caller must have set the process's environment, as `grpo.cluster.cluster` does."""
         weight_transfer.register()
         cpu_norm.register()
+        cpu_sampler.register()
+        cpu_slots.register()
         on_cpu = setup.device == "cpu"
         own_process = setup.generator.in_own_process(setup.device)
         self._tokens = SamplingTokens(setup.policy_path)
@@ -71,8 +77,8 @@ class Generator:
                 distributed_executor_backend="mp" if setup.generator.devices > 1 else None,
                 max_model_len=setup.max_sequence_tokens,
                 max_num_seqs=setup.generator.max_sequences,
-                # On a CPU, a step may process many prompts at once. On a GPU, vLLM's default fits the profiled memory.
-                max_num_batched_tokens=max(8192, setup.max_sequence_tokens) if on_cpu else None,
+                # A step may process many prompts at once. vLLM's default for an engine of this kind is 2,048 tokens.
+                max_num_batched_tokens=max(8192, setup.max_sequence_tokens),
                 gpu_memory_utilization=setup.generator.gpu_memory_share,
                 enforce_eager=on_cpu or not setup.generator.compile,
                 # The cache holds whole blocks of 128 tokens on a CPU. Shorter sequences never fill a block, and the
@@ -87,6 +93,7 @@ class Generator:
                 # Without scheduling ahead, the same requests give the same batches. Also, when it is paused, only an
                 # engine in a separate process waits for a step that was scheduled ahead.
                 async_scheduling=None if own_process else False,
+                worker_extension_cls=EXTENSION,
             )
         )
         # At the first request, vLLM asks the engine's process which tasks it supports. Ask now: if the process dies
@@ -98,6 +105,7 @@ class Generator:
         if setup.transport == "object_store":
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._engine.set_weight_version("0")
+        self._replica = setup.replica
         self._restart = setup.partial == "restart"
         # Unfinished requests. The key is vLLM's name of the request: the request's id as text.
         self._pending: dict[str, _Pending] = {}
@@ -190,7 +198,8 @@ class Generator:
             file.flush()
             self._engine.collective_rpc("update_weights", args=({"path": file.name},))
             with safe_open(file.name, framework="pt") as tensors:
-                return list(tensors.keys())
+                unnamed = dict.fromkeys(list(tensors.keys()))
+                return [name for name, _ in under_all_names(unnamed.items(), further_names_in(tensors.metadata()))]
 
     def finish_update(self, policy_version: int) -> None:
         """Sample from the new weights from now on, and call them `policy_version`. Call this after the last bucket."""
@@ -213,6 +222,16 @@ class Generator:
         """Move the weights back to the device and make an empty cache."""
         self._engine.wake_up()
         self._engine.reset_prefix_cache()
+
+    def start_profile(self) -> None:
+        """Start to profile the operators of every process that computes the model."""
+        self._engine.collective_rpc("start_operator_profile", args=(self._replica,))
+
+    def stop_profile(self, folder: str) -> list[ActorProfile]:
+        """Stop profiling. Write a trace of each process into `folder`, and return the profiles."""
+        name = f"generator_{self._replica}"
+        profiles = self._engine.collective_rpc("stop_operator_profile", args=(folder, name))
+        return [read_profile(self._replica, profile) for profile in profiles]
 
     def _start(self, pending: _Pending) -> None:
         if self._held is not None:

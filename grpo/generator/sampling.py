@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Literal
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from vllm import RequestOutput
 from vllm import SamplingParams as EngineSampling
-from vllm.logprobs import Logprob
+from vllm.logprobs import FlatLogprobs
 from vllm.sampling_params import RequestOutputKind
 
 from grpo.policy.hub import at_revision, name_of
@@ -39,6 +39,8 @@ class SamplingTokens:
             n=sampling.samples,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             max_tokens=sampling.max_tokens,
             stop=list(sampling.stop) or None,
             stop_token_ids=sorted(self._ends),
@@ -65,8 +67,8 @@ class SamplingTokens:
             if sample.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"vLLM ended a completion with {sample.finish_reason!r} instead of stop or length")
             ids = tuple(sample.token_ids)
-            assert sample.logprobs is not None and sample.weight_versions is not None
-            logprobs = tuple(_logprob(sample.logprobs[position], token) for position, token in enumerate(ids))
+            assert sample.weight_versions is not None
+            logprobs = tuple(_logprobs(sample.logprobs, ids))
             # The engine records the version of the weights for each sampled token.
             spans = tuple(VersionSpan(span.start, span.end, int(span.version)) for span in sample.weight_versions)
             reason: Literal["stop", "length"] = "stop" if sample.finish_reason == "stop" else "length"
@@ -86,11 +88,13 @@ def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 def prompt_logprobs(output: RequestOutput) -> list[float]:
     """Return the log-probability of each token of a scored sequence except the first."""
-    ids, scored = output.prompt_token_ids, output.prompt_logprobs
-    assert ids is not None and scored is not None
-    return [_logprob(scored[i], ids[i]) for i in range(1, len(ids))]
+    assert output.prompt_token_ids is not None
+    return _logprobs(output.prompt_logprobs, output.prompt_token_ids[1:])
 
 
-def _logprob(by_token: Mapping[int, Logprob] | None, token: int) -> float:
-    assert by_token is not None
-    return by_token[token].logprob
+def _logprobs(flat: object, ids: Sequence[int]) -> list[float]:
+    """Return the log-probabilities of `ids`, which vLLM keeps in one list, without an object for each token."""
+    assert isinstance(flat, FlatLogprobs)
+    if flat.token_ids != list(ids):
+        raise RuntimeError(f"vLLM returned log-probabilities of {len(flat.token_ids)} tokens, not of these {len(ids)}")
+    return flat.logprobs

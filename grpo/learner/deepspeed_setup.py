@@ -17,7 +17,9 @@ from grpo.config import LearnerConfig
 from grpo.config.cluster import Device
 from grpo.learner.setup import LearnerSetup
 from grpo.policy.attention import PACKED, PackedLayout, VarlenLayout
+from grpo.policy.kernels import chosen_kernels, patch_kernels
 from grpo.policy.logprobs import load_model
+from grpo.policy.recompute import recompute
 from grpo.policy.sequence_parallel import ULYSSES
 
 # If this variable is set, torch loads only tensors and plain data, even if a caller allows other objects.
@@ -62,8 +64,9 @@ def load_policy(setup: LearnerSetup, path: str, settings: dict[str, Any] | None)
         del partitioned
     else:
         model = load_model(path, setup.dtype, attention)
-    if setup.learner.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if chosen_kernels(setup.learner.kernels, setup.device, model.config.model_type) == "liger":
+        patch_kernels(model)
+    recompute(model, setup.learner.gradient_checkpointing)
     return model
 
 
@@ -73,10 +76,12 @@ def attention_layout(setup: LearnerSetup) -> type[PackedLayout | VarlenLayout]:
     Raises:
         ValueError: the device does not have the selected kernel.
     """
-    if setup.learner.attention == "sdpa":
-        return PackedLayout
     if setup.device == "cpu":
-        raise ValueError("learner.attention=varlen needs a GPU and the learner is on a CPU; use sdpa")
+        if setup.learner.attention == "varlen":
+            raise ValueError("learner.attention=varlen needs a GPU and the learner is on a CPU; use auto or sdpa")
+        return PackedLayout
+    if setup.learner.attention == "sdpa" or setup.dtype != "bfloat16":
+        return PackedLayout
     return VarlenLayout
 
 

@@ -26,6 +26,7 @@ class LearnerSetup:
         rank: number of this rank.
         world_size: number of ranks.
         device: `cpu` or `cuda`.
+        collective_deadline_s: longest wait for the other ranks in a collective, in seconds.
         skipped_folder: folder for batches whose loss or gradient is not finite; every rank must reach it.
     """
 
@@ -40,6 +41,7 @@ class LearnerSetup:
     rank: int
     world_size: int
     device: Device
+    collective_deadline_s: float
     skipped_folder: str
 
 
@@ -60,6 +62,7 @@ def learner_setups(
             rank=rank,
             world_size=settings.learner.ranks,
             device=device,
+            collective_deadline_s=settings.cluster.longest_wait_s(settings.weight_sync.deadline_s),
             skipped_folder=skipped_folder,
         )
         for rank in range(settings.learner.ranks)

@@ -145,8 +145,8 @@ def _learn(settings: TrainConfig, metrics: Mapping[str, float], on_gpu: bool) ->
         yield f"{padding:.0%} of attention's work is padding", "a larger learner.microbatch_tokens"
     if learner.gradient_checkpointing:
         yield (
-            "gradient_checkpointing computes every layer's forward pass twice",
-            "turn it off if memory allows, perhaps with a lower learner.microbatch_tokens",
+            f"gradient_checkpointing computes {learner.gradient_checkpointing:.0%} of the layers' forward passes twice",
+            "a lower share, such as 0.5, or 0 if memory allows, perhaps with a lower learner.microbatch_tokens",
         )
     if learner.offload != "none":
         yield f"offload={learner.offload} moves states at every step", "learner.offload=none if memory allows"

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from grpo import config
+from grpo.algorithm.packing import TrainingSequence
+from grpo.cluster.claim import idle_gpus
 from grpo.cluster.device import INSTALL, build, planned_device
 from grpo.config.file import dump
 from grpo.config.verifiers import specs_of
 from grpo.data.bad_rows import lines_of
 from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts
 from grpo.data.rows import HubUnreachable
-from grpo.data.supervised import load_supervised
-from grpo.planning.first_prompt import show_first_prompt, unknown_characters
-from grpo.planning.gold import check_gold_answers, check_verifiers
+from grpo.data.sources import load_sources, part_name, parts_of, split_lines
+from grpo.data.supervised import SupervisedTurn, load_supervised, supervised_turns
+from grpo.planning.first_prompt import show_first_prompt, show_first_row, show_first_turn, unknown_characters
+from grpo.planning.gold import check_gold_answers
 from grpo.planning.isolation import isolation_table
 from grpo.planning.memory import add_memory, memory_here, memory_warning, shape_of
 from grpo.planning.plan_tables import actors_table, batch_table, new_table, objective_table
-from grpo.policy.adapters import require_peft
-from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
-from grpo.run.functions import Callbacks
+from grpo.planning.refusals import checked_tokenizer
 from grpo.terminal import literal
 from grpo.visible import visible
 from rewards.selection import check_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_REMEDY = (
+    "correct the rows, the keys of data or the verifier's options (docs/data.md has the keys for published data sets); "
+    "to start nevertheless, set verification.check_golds=warn"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +49,13 @@ class Findings:
         sound: whether everything was checked and passed.
         failure: why a run would not start on these data; empty if the run would start.
         warnings: sentences that a user should read.
+        unchecked: why no gold answer was judged; empty if some were, or if the rows need none.
     """
 
     sound: bool = True
     failure: str = ""
     warnings: tuple[str, ...] = ()
+    unchecked: str = ""
 
 
 def show_plan(
@@ -65,24 +76,24 @@ def show_plan(
         RuntimeError: a run would not start, because of its gold answers.
         ValueError: a user's function breaks its contract, the policy or the data cannot be read as configured, there
             are too few data, sequences are too long, the verifiers cannot be built, the machine cannot provide the
-            required sandbox, a package for LoRA is missing, or the policy's heads cannot be shared among the ranks.
+            required sandbox, a package for LoRA or a tracker is missing, or the policy's heads cannot be shared among
+            the ranks.
     """
-    require_peft(settings.learner)
-    check_positions(settings)
-    if isinstance(settings, config.TrainConfig):
-        Callbacks(settings)
     console.print(literal("config" if full else "config: what differs from the defaults (--full prints all)", "bold"))
     console.print(Syntax(visible(dump(settings) if full else differing(settings)), "yaml", background_color="default"))
+    tokenizer = checked_tokenizer(settings)
     if isinstance(settings, config.SftConfig):
-        findings = _check_supervised(settings, console)
+        findings = _check_supervised(settings, tokenizer, console, full=full)
     else:
-        findings = _check_training_data(settings, console, gold_limit, full=full)
+        assert tokenizer is not None, "a config of `grpo train` names a policy"
+        findings = _check_training_data(settings, tokenizer, console, gold_limit, full=full)
     warnings = [*findings.warnings, *_show_tables(settings, console)]
     for warning in warnings:
         console.print(literal(warning, "yellow"), soft_wrap=True)
     if findings.failure:
+        console.print(literal("verdict: a run would not start; look at `gold answers: FAILED` above", "bold red"))
         raise RuntimeError(findings.failure)
-    console.print(_verdict(findings, len(warnings), gold_limit), soft_wrap=True)
+    console.print(_verdict(findings, len(warnings)), soft_wrap=True)
     return findings.sound
 
 
@@ -100,21 +111,27 @@ def _show_tables(settings: config.TrainConfig | config.SftConfig, console: Conso
     console.print(batch_table(settings))
     shape = shape_of(settings.policy, settings.learner)
     console.print(add_memory(new_table("memory (estimate)"), settings, shape))
-    warnings = [memory_warning(settings, shape, memory_here()) if shape else None]
+    warnings = [memory_warning(settings, shape, memory_here()) if shape else None, *idle_gpus(settings)]
     if isinstance(settings, config.TrainConfig):
         warnings.append(lag_warning(settings))
-    if planned_device(settings.cluster) == "cuda" and build() == "cpu":
-        warnings.append(
-            "cluster.device=gpu, but this environment has a CPU build of torch or vLLM: this plan is for another "
-            f"machine or environment ({INSTALL['cuda']})"
-        )
+    if planned_device(settings.cluster) == "cuda":
+        if build() == "cpu":
+            warnings.append(
+                "cluster.device=gpu, but this environment has a CPU build of torch or vLLM: this plan is for another "
+                f"machine or environment ({INSTALL['cuda']})"
+            )
+        if settings.policy.dtype == "float32":
+            warnings.append(
+                "policy.dtype=float32 on a GPU uses neither tensor cores nor FlashAttention, so it is several times "
+                "slower and needs more memory; set policy.dtype=bfloat16, unless float32 is what you want to measure"
+            )
     return [warning for warning in warnings if warning]
 
 
-def _verdict(findings: Findings, warnings: int, gold_limit: int) -> Text:
+def _verdict(findings: Findings, warnings: int) -> Text:
     if not findings.sound:
         return literal("verdict: a run would start, but look at the yellow and red lines above first", "bold yellow")
-    checked = "" if gold_limit else "; gold answers were not checked (--gold-limit=0)"
+    checked = f"; gold answers were not checked ({findings.unchecked})" if findings.unchecked else ""
     if warnings:
         count = "1 warning" if warnings == 1 else f"{warnings} warnings"
         return literal(f"verdict: a run would start; {count} above{checked}", "bold yellow")
@@ -139,25 +156,38 @@ def lag_warning(settings: config.TrainConfig) -> str | None:
     )
 
 
-def _check_supervised(settings: config.SftConfig, console: Console) -> Findings:
+def _check_supervised(
+    settings: config.SftConfig, tokenizer: PreTrainedTokenizerBase | None, console: Console, *, full: bool
+) -> Findings:
     table = new_table("data")
-    if settings.policy.new:
-        table.add_row("training", "tokenized when the policy is made")
-        console.print(table)
-        return Findings()
-    tokenizer = load_tokenizer(local_or_hub(settings.policy))
-    data = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
-    table.add_row("training", f"{len(data.sequences):,} rows; {data.dropped:,} too long and left out")
-    if data.left_out:
-        table.add_row("", f"left out as well (data.on_bad_row=drop): {lines_of(data.left_out)}")
+    if tokenizer is None:
+        turns, left_out = supervised_turns(settings.data)
+        table.add_row("training", f"{len(turns):,} rows; those that are too long are known when the policy is made")
+        first: TrainingSequence | SupervisedTurn = turns[0]
+    else:
+        data = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
+        table.add_row("training", f"{len(data.sequences):,} rows; {data.dropped:,} too long and left out")
+        first, left_out = data.sequences[0], data.left_out
+    if left_out:
+        table.add_row("", f"left out as well (data.on_bad_row=drop): {lines_of(left_out)}")
     console.print(table)
+    if tokenizer is None or isinstance(first, SupervisedTurn):
+        assert isinstance(first, SupervisedTurn)
+        show_first_turn(first, console, full=full)
+    else:
+        show_first_row(first, tokenizer, console, full=full)
     return Findings()
 
 
-def _check_training_data(settings: config.TrainConfig, console: Console, gold_limit: int, *, full: bool) -> Findings:
+def _check_training_data(
+    settings: config.TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    console: Console,
+    gold_limit: int,
+    *,
+    full: bool,
+) -> Findings:
     specs = specs_of(settings.verifiers, settings.verification)
-    check_verifiers(specs, settings.verification.memory_mib)
-    tokenizer = load_tokenizer(local_or_hub(settings.policy))
     table, prompts, warnings = _prompts(settings, tokenizer)
     unreachable = bool(warnings)
     console.print(table)
@@ -171,39 +201,56 @@ def _check_training_data(settings: config.TrainConfig, console: Console, gold_li
     for prompt_set in prompts.values():
         check_rows(specs, ((prompt.id, prompt.row) for prompt in prompt_set.prompts))
     if not prompts or not gold_limit:
-        return Findings(not unreachable, "", tuple(warnings))
+        return Findings(not unreachable, "", tuple(warnings), "" if gold_limit else "--gold-limit=0")
     parts = {name: gold_rows(prompt_set) for name, prompt_set in prompts.items()}
-    outcome = check_gold_answers(specs, parts, settings.verification, console, limit=gold_limit)
+    sources = {name: prompt_set.prompts[0].source for name, prompt_set in prompts.items()}
+    outcome = check_gold_answers(specs, parts, settings.verification, console, limit=gold_limit, sources=sources)
     failure = ""
     if outcome.failures and settings.verification.check_golds == "refuse":
-        failure = "\n".join(["a run would not start on these data:", *outcome.failures])
-    return Findings(outcome.sound and not unreachable, failure, tuple(warnings))
+        remedy = _REMEDY if outcome.about_rows else "to start nevertheless, set verification.check_golds=warn"
+        where = " on these data" if outcome.about_rows else ""
+        failure = "\n".join([f"a run would not start{where}:", *outcome.failures, remedy])
+    unchecked = "" if outcome.tried else "no row has one"
+    return Findings(outcome.sound and not unreachable, failure, tuple(warnings), unchecked)
 
 
 def _prompts(
     settings: config.TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Table, dict[str, PromptSet], list[str]]:
     """Return a table of the data, the prompts of training and evaluation, and the messages about an unreachable hub."""
-    table = new_table("data")
     limit = settings.rollout.max_prompt_tokens
-    prompts: dict[str, PromptSet] = {}
-    unreachable: list[str] = []
-    sources = [("training", "data", settings.data)]
-    if settings.evaluation:
-        sources.append(("held-out", "evaluation.data", settings.evaluation.data))
-    for name, where, source in sources:
+    failures: dict[str, HubUnreachable] = {}
+    sources = load_sources(settings.data, tokenizer, max_tokens=limit, unreachable=failures)
+    for name, source in sources.items():
+        check_prompt_count(source.training, settings.rollout, name=name, share=settings.data.shares[name])
+    prompts = parts_of(sources)
+    unreachable = {part_name(name, "training"): failure for name, failure in failures.items()}
+    if settings.evaluation and (rows := settings.evaluation.data):
         try:
-            prompt_set = load_prompts(source, tokenizer, max_tokens=limit, where=where)
+            prompts["held-out"] = load_prompts(rows, tokenizer, max_tokens=limit, where="evaluation.data")
         except HubUnreachable as failure:
-            table.add_row(name, "NOT CHECKED: the hub does not answer")
-            unreachable.append(f"gold answers of the {name} data could not be checked: {failure}")
-            continue
-        if name == "training":
-            check_prompt_count(prompt_set, settings.rollout)
-        table.add_row(name, f"{len(prompt_set.prompts):,} prompts; {prompt_set.dropped:,} too long and left out")
-        if prompt_set.left_out:
-            table.add_row("", f"left out as well ({where}.on_bad_row=drop): {lines_of(prompt_set.left_out)}")
-        for note in prompt_set.notes:
-            table.add_row("", literal(note, "yellow"))
-        prompts[name] = prompt_set
-    return table, prompts, unreachable
+            unreachable["held-out"] = failure
+    table = new_table("data")
+    for part in unreachable:
+        table.add_row(part, "NOT CHECKED: the hub does not answer")
+    for part, prompt_set in prompts.items():
+        _add_part(table, part, prompt_set, settings.data)
+    for name, source in sources.items():
+        for line in split_lines(name, source):
+            table.add_row("", line)
+    messages = [
+        f"gold answers of the {part} data could not be checked: {failure}" for part, failure in unreachable.items()
+    ]
+    return table, prompts, messages
+
+
+def _add_part(table: Table, part: str, prompt_set: PromptSet, data: config.TrainingDataConfig) -> None:
+    name = prompt_set.prompts[0].source
+    ratio = next((source.ratio for source in data.sources if part == part_name(source.name, "training")), None)
+    share = f"; ratio {ratio:g}, {data.shares[name]:.1%} of a run's prompts" if ratio else ""
+    table.add_row(part, f"{len(prompt_set.prompts):,} prompts; {prompt_set.dropped:,} too long and left out{share}")
+    if prompt_set.left_out:
+        section = "evaluation.data" if part == "held-out" else data.section(name)
+        table.add_row("", f"left out as well ({section}.on_bad_row=drop): {lines_of(prompt_set.left_out)}")
+    for note in prompt_set.notes:
+        table.add_row("", literal(note, "yellow"))

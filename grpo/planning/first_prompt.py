@@ -1,15 +1,20 @@
-"""The part of `grpo check` that shows the first prompt exactly as the policy reads it."""
+"""The part of `grpo check` that shows the first prompt, or the first supervised row, exactly as the policy reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.padding import Padding
-from transformers import PreTrainedTokenizerBase
 
+from grpo.algorithm.packing import TrainingSequence
+from grpo.data.supervised import SupervisedTurn
 from grpo.terminal import literal
 from grpo.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Characters of a prompt and of a reference that are shown without `--full`.
 _PROMPT_CHARACTERS, _REFERENCE_CHARACTERS = 2_000, 200
@@ -17,7 +22,11 @@ _PROMPT_CHARACTERS, _REFERENCE_CHARACTERS = 2_000, 200
 
 def as_read(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the text of a prompt's tokens, with the special tokens that the tokenizer or the chat template adds."""
-    return str(tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    return _decoded(prompt.token_ids, tokenizer)
+
+
+def _decoded(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def show_first_prompt(
@@ -42,10 +51,34 @@ def show_first_prompt(
     _print_lines(str(prompt.reference), _REFERENCE_CHARACTERS, console, full=full)
 
 
-def _print_lines(text: str, most: int, console: Console, *, full: bool) -> None:
+def show_first_row(row: TrainingSequence, tokenizer: PreTrainedTokenizerBase, console: Console, *, full: bool) -> None:
+    """Print a supervised row: what the policy reads, each line after a bar, and what it learns, each line after `>`.
+
+    Args:
+        row: row to show.
+        tokenizer: tokenizer of the policy.
+        console: console to print to.
+        full: True to print all of it, however long.
+    """
+    read, learned = row.token_ids[: row.prompt_length], row.token_ids[row.prompt_length :]
+    console.print(literal(f"first training row, as the policy reads it ({len(row.token_ids):,} tokens)", "bold"))
+    _print_lines(_decoded(read, tokenizer), _PROMPT_CHARACTERS, console, full=full)
+    console.print(literal(f"  the part that carries loss ({len(learned):,} tokens, with the end token)", "dim"))
+    _print_lines(_decoded(learned, tokenizer), _PROMPT_CHARACTERS, console, full=full, mark="> ")
+
+
+def show_first_turn(turn: SupervisedTurn, console: Console, *, full: bool) -> None:
+    """Print a supervised row of a policy that has no tokenizer yet, as `show_first_row` does."""
+    console.print(literal("first training row, as the policy reads it", "bold"))
+    _print_lines(str(turn.messages[-1]["content"]), _PROMPT_CHARACTERS, console, full=full)
+    console.print(literal("  the part that carries loss (the end token follows it)", "dim"))
+    _print_lines(turn.response, _PROMPT_CHARACTERS, console, full=full, mark="> ")
+
+
+def _print_lines(text: str, most: int, console: Console, *, full: bool, mark: str = "| ") -> None:
     cut = len(text) - most if not full and len(text) > most else 0
     for line in text[: len(text) - cut].split("\n"):
-        console.print(Padding(literal("| ", "dim") + literal(line), (0, 0, 0, 2)))
+        console.print(Padding(literal(mark, "dim") + literal(line, "" if mark == "| " else "green"), (0, 0, 0, 2)))
     if cut:
         console.print(literal(f"  ... and {cut:,} more characters; --full prints them", "yellow"))
 

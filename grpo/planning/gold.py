@@ -19,6 +19,7 @@ from rewards.checks.gold import GoldReport, Offender, check_gold
 from rewards.checks.gold_forms import GoldRow, as_text
 from rewards.checks.gold_judges import through
 from rewards.checks.references import ReferenceReport, check_references, shown
+from rewards.checks.trial_calls import failing_verifiers
 from rewards.pool import VerifierPool
 
 _SHOWN = 3
@@ -34,10 +35,14 @@ class GoldOutcome:
     Attributes:
         failures: reasons why a run would not start on these data, each a sentence; empty if the run would start.
         sound: whether everything was checked and passed.
+        tried: number of gold answers that were judged; 0 if no row has a gold answer.
+        about_rows: whether some failure may come from the rows, and not only from a verifier that always fails.
     """
 
     failures: tuple[str, ...]
     sound: bool
+    tried: int
+    about_rows: bool
 
 
 def check_gold_answers(
@@ -47,10 +52,11 @@ def check_gold_answers(
     console: Console,
     *,
     limit: int,
+    sources: Mapping[str, str] | None = None,
 ) -> GoldOutcome:
     """Check every reference, judge the gold answers, and print the outcome.
 
-    The first verifier of a row judges the row's gold answer.
+    The first verifier of a row judges the row's gold answer. The gold answers of each source are judged separately.
 
     Args:
         specs: configured verifiers.
@@ -58,6 +64,7 @@ def check_gold_answers(
         verification: limits of the verifiers.
         console: console to print to.
         limit: largest number of gold answers to judge. If there are more, a random sample is judged.
+        sources: name of the source of each part; empty for a part without a named source.
 
     Raises:
         ValueError: the verifiers cannot be built.
@@ -68,19 +75,29 @@ def check_gold_answers(
         for what, rows in parts.items():
             references[what] = check_references(pool, rows_of_all(specs, rows), most_s=_REFERENCES_S)
             progress.advance(task)
-    unusable = {row.row.name for report in references.values() for row in report.unusable}
-    rows = [row for part in parts.values() for row in part if row.name not in unusable]
+        unusable = {row.row.name for report in references.values() for row in report.unusable}
+        rows = [row for part in parts.values() for row in part if row.name not in unusable]
+        broken = failing_verifiers(through(pool), rows_of_all(specs, rows))
+    of_source = {row.name: (sources or {}).get(what, "") for what, part in parts.items() for row in part}
     chosen = rows
     if len(rows) > limit:
         chosen = [rows[at] for at in sorted(random.Random(0).sample(range(len(rows)), limit))]
-    judged = rows_of_first(specs, chosen)
-    reports = {name: _judge(name, part, specs, verification, console) for name, part in judged.items()}
+    # The rows of each verifier and source, by the words that the messages use for them.
+    judged = {
+        f"{name} on {source}" if source else name: (name, part)
+        for source in dict.fromkeys(of_source[row.name] for row in chosen)
+        for name, part in rows_of_first(specs, [row for row in chosen if of_source[row.name] == source]).items()
+        if name not in broken
+    }
+    reports = {what: _judge(name, part, specs, verification, console) for what, (name, part) in judged.items()}
     failures = [problem for what, report in references.items() if (problem := too_many(what, report, verification))]
     failures += [
-        f"verifier {name!r}: {report.failure}, so no completion could earn its reward"
-        for name, report in reports.items()
+        f"verifier {what!r}: {report.failure}, so no completion could earn its reward"
+        for what, report in reports.items()
         if report.failure
     ]
+    about_rows = bool(failures)
+    failures = [*map(str, broken.values()), *failures]
     sound = not failures and not unusable and all(report.sound for report in reports.values())
     sound = sound and not any(report.stopped for report in references.values())
     _print_headline(failures, references, reports, console, sound=sound)
@@ -88,9 +105,9 @@ def check_gold_answers(
         console.print(literal(_how_many(len(chosen), len(rows), limit), "dim"))
     for what, report in references.items():
         _show_references(what, report, console)
-    for name, gold_report in reports.items():
-        _show(name, len(judged[name]), gold_report, console)
-    return GoldOutcome(tuple(failures), sound)
+    for what, gold_report in reports.items():
+        _show(what, len(judged[what][1]), gold_report, console)
+    return GoldOutcome(tuple(failures), sound, sum(report.tried for report in reports.values()), about_rows)
 
 
 def _judge(
@@ -203,6 +220,7 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
     if report.no_answer:
         reason = "the reference is not an answer itself, and the rows contain no solution that the verifier can find"
         line(f"{name}: {report.no_answer:,} of {report.rows:,} rows cannot be checked: {reason}", "yellow")
+        line("  the option `solution_column` of the verifier `code` names a column with solutions; a run needs none")
     if report.tried or report.stopped:
         good = "red" if report.failure else "green" if report.sound else "yellow"
         share = f"{report.accepted:,} of {report.tried:,} gold answers are `correct`"
@@ -231,14 +249,14 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
             "yellow",
         )
         for row, problem in report.first_unreadable[:_SHOWN]:
-            line(f"    {row.name}: {shown(row.reference)}: {problem}")
+            line(f"    {row.place}: {shown(row.reference)}: {problem}")
 
 
 def _show_offenders(offenders: Sequence[Offender], count: int, line: Callable[[str], None]) -> None:
     for offender in offenders[:_SHOWN]:
         verdict = offender.verdict
         tried = f"reference {_short(offender.row.reference)}, tried {_short(offender.completion)}"
-        line(f"    {offender.row.name}: {tried if offender.completion else 'tried a solution'}")
+        line(f"    {offender.row.place}: {tried if offender.completion else 'tried a solution'}")
         line(f"      {verdict.status.value}: {_short(verdict.reason)}")
     if count > _SHOWN:
         line(f"    and {count - _SHOWN:,} more")

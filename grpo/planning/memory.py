@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 from rich.table import Table
-from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import config
 from grpo.cluster.device import planned_device, usable_gpus
 from grpo.config.algorithm import AlgorithmConfig
+from grpo.deferred import deferred
 from grpo.policy.adapters import trained_parameters
-from grpo.policy.logprobs import LOGIT_BYTES
-from grpo.policy.new import shape_of as new_shape
-from grpo.policy.sequence_parallel import check_heads
-from grpo.policy.stored import policy_config
+from grpo.policy.flops import LOGIT_BYTES
+from grpo.policy.plain import PlainConfig, stored_parameters
+from grpo.policy.recompute import recomputed_layers
+from grpo.policy.stored import check_heads, local_or_hub, policy_config
+
+if TYPE_CHECKING:
+    import torch
+    import transformers
+    from transformers import PreTrainedConfig
+else:
+    torch, transformers = deferred("torch"), deferred("transformers")
 
 GIB = 1 << 30
 # Parts of a learner rank's memory that `learner.offload` moves to the host. Each is the first word of a name in
@@ -69,8 +76,10 @@ def shape_of(policy: config.PolicyConfig, learner: config.LearnerConfig) -> Poli
         ValueError: a target of `learner.lora` names no linear layer of the policy, or `learner.sequence_parallel` does
             not divide the policy's heads.
     """
-    shape: PreTrainedConfig | None
+    shape: PreTrainedConfig | PlainConfig | None
     if policy.new:
+        from grpo.policy.new import shape_of as new_shape
+
         new = policy.new
         characters = len(set(new.alphabet)) + len(new.tags) + 3
         shape = new_shape(new, new.vocabulary if new.tokenizer == "bpe" else characters)
@@ -79,8 +88,7 @@ def shape_of(policy: config.PolicyConfig, learner: config.LearnerConfig) -> Poli
         if shape is None:
             return None
     check_heads(shape, learner.sequence_parallel)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
+    parameters, trained = _counts(policy, learner, shape)
     size = _bytes_of(policy)
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
@@ -88,14 +96,29 @@ def shape_of(policy: config.PolicyConfig, learner: config.LearnerConfig) -> Poli
     # Between forward and backward a layer keeps about 34 bytes per hidden unit in half precision (Korthikanti et al.
     # 2022, arXiv:2205.05198, section 4.1, without the attention matrix, which fused attention does not keep). With
     # checkpointing it keeps only its input.
-    per_layer = hidden * size if learner.gradient_checkpointing else 17 * hidden * size
+    kept = sum(1 if again else 17 for again in recomputed_layers(layers, learner.gradient_checkpointing))
     return PolicyShape(
-        sum(parameter.numel() for parameter in model.parameters()),
-        trained_parameters(model, learner.lora),
+        parameters,
+        trained,
         2 * layers * heads * head * size,
-        layers * per_layer,
+        kept * hidden * size,
         shape.vocab_size,
     )
+
+
+def _counts(
+    policy: config.PolicyConfig, learner: config.LearnerConfig, shape: PreTrainedConfig | PlainConfig
+) -> tuple[int, int]:
+    """Return the number of parameters, and the number of trained parameters."""
+    if isinstance(shape, PlainConfig):
+        if not learner.lora and (stored := stored_parameters(local_or_hub(policy), shape)):
+            return stored, stored
+        model_shape = transformers.AutoConfig.from_pretrained(local_or_hub(policy))
+    else:
+        model_shape = shape
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(model_shape)
+    return sum(parameter.numel() for parameter in model.parameters()), trained_parameters(model, learner.lora)
 
 
 def _bytes_of(policy: config.PolicyConfig) -> int:

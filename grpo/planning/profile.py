@@ -93,10 +93,7 @@ def brief_run(settings: TrainConfig, steps: int) -> TrainConfig:
     run = settings.run.model_copy(update={"folder": str(folder), "resume": "never"})
     schedule = settings.train.model_copy(update={"steps": last, "checkpoint_every": last + 1})
     report = settings.report.model_copy(update={"trackers": ()})
-    # The profiler sees only its own process. So an engine that needs a single device runs in that process.
-    engine = "in_actor" if settings.generator.devices == 1 else settings.generator.engine
-    generator = settings.generator.model_copy(update={"engine": engine})
-    update = {"run": run, "train": schedule, "report": report, "generator": generator, "evaluation": None}
+    update = {"run": run, "train": schedule, "report": report, "evaluation": None}
     return settings.model_copy(update=update)
 
 

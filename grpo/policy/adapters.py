@@ -13,14 +13,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from grpo.config import LearnerConfig, LoraConfig
+from grpo.deferred import deferred
 from grpo.policy.hub import name_of, revision_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+else:
+    torch = deferred("torch")
 
 # The name that peft gives to a layer's only adapter, and the prefix that peft gives to tensor names in a file.
 _ADAPTER = "default"
@@ -50,13 +54,13 @@ class PolicyTensor:
         """All parameters that make up the whole tensor."""
         return [part for part in (self.parameter, self.lora_a, self.lora_b) if part is not None]
 
-    @torch.no_grad()
     def merged(self) -> Tensor:
         """Return W + scale B A, summed in float32 and rounded once to W's dtype. Without an adapter, return W."""
         if self.lora_a is None or self.lora_b is None:
             return self.parameter.detach()
-        change = self.scale * (self.lora_b.float() @ self.lora_a.float())
-        return (self.parameter.float() + change).to(self.parameter.dtype)
+        with torch.no_grad():
+            change = self.scale * (self.lora_b.float() @ self.lora_a.float())
+            return (self.parameter.float() + change).to(self.parameter.dtype)
 
 
 def policy_tensors(model: nn.Module) -> Iterator[PolicyTensor]:
@@ -93,7 +97,7 @@ def adapted_layers(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Lin
     """
     head = model.get_output_embeddings()
     linear = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
+        name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head
     }
     if lora.targets == "all-linear":
         return linear

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from grpo.algorithm.packing import Place, length_batches
+from grpo.algorithm.transfer import on_device
 
 PACKED = "packed"
 
@@ -56,7 +57,9 @@ class PackedLayout:
         """
         order = sorted(range(len(places)), key=lambda index: places[index].length)
         ascending = [places[index].length for index in order]
-        self._batches: list[tuple[tuple[int, int], Tensor]] = []
+        # Rows and longest sequence of each padded batch.
+        self._batches: list[tuple[int, int]] = []
+        gathers: list[np.ndarray] = []
         # For each packed token, the index of its output in the concatenated padded batches.
         kept_N = np.zeros(positions or _row_length(places), dtype=np.int64)
         first = 0
@@ -69,17 +72,24 @@ class PackedLayout:
                 gather_RL[row, :length] = _positions(places[index])
                 kept_N[gather_RL[row, :length]] = first + np.arange(length)
                 first += longest
-            self._batches.append((gather_RL.shape, torch.from_numpy(gather_RL.reshape(-1)).to(device)))
-        self._kept_N = torch.from_numpy(kept_N).to(device)
+            self._batches.append((stop - start, longest))
+            gathers.append(gather_RL.reshape(-1))
+        # For each element of the padded batches, one after another: the index of the packed token.
+        self._gather_B = on_device(torch.from_numpy(np.concatenate(gathers)), device)
+        self._kept_N = on_device(torch.from_numpy(kept_N), device)
 
     def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
         """Compute causal attention inside each sequence. Return [N, query heads, head size]."""
         heads = query_NHD.shape[1]
         outputs: list[Tensor] = []
-        for (rows, longest), gather in self._batches:
+        # One gather for all batches: the gradient of each gather is a sum into a new tensor as large as the whole row.
+        sizes = [rows * longest for rows, longest in self._batches]
+        parts = (
+            torch.split(tensor.index_select(0, self._gather_B), sizes) for tensor in (query_NHD, key_NHD, value_NHD)
+        )
+        for (rows, longest), *tensors in zip(self._batches, *parts, strict=True):
             query_RHLD, key_RHLD, value_RHLD = (
-                tensor.index_select(0, gather).view(rows, longest, *tensor.shape[1:]).transpose(1, 2)
-                for tensor in (query_NHD, key_NHD, value_NHD)
+                tensor.view(rows, longest, *tensor.shape[1:]).transpose(1, 2) for tensor in tensors
             )
             # Padding follows the end of each sequence, so the causal mask alone hides the padding from real tokens.
             output_RHLD = scaled_dot_product_attention(
@@ -103,13 +113,19 @@ class VarlenLayout:
         kept_N[gather_K] = np.arange(len(gather_K))
         lengths = [place.length for place in places]
         self._longest = max(lengths)
-        self._gather_K, self._kept_N = torch.from_numpy(gather_K).to(device), torch.from_numpy(kept_N).to(device)
-        self._borders = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
+        # If no prompt is shared and nothing follows the last sequence, the row already has the kernel's order. On a GPU
+        # the gradient of a gather is a slow sum by atomic additions.
+        self._in_order = len(gather_K) == len(kept_N) and bool((np.diff(gather_K) == 1).all())
+        borders = np.cumsum([0, *lengths], dtype=np.int32)
+        self._gather_K, self._kept_N, self._borders = (
+            on_device(torch.from_numpy(values), device) for values in (gather_K, kept_N, borders)
+        )
 
     def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
         """Compute causal attention inside each sequence. Return [N, query heads, head size]."""
         query_KHD, key_KHD, value_KHD = (
-            tensor.index_select(0, self._gather_K) for tensor in (query_NHD, key_NHD, value_NHD)
+            tensor if self._in_order else tensor.index_select(0, self._gather_K)
+            for tensor in (query_NHD, key_NHD, value_NHD)
         )
         borders, longest = self._borders, self._longest
         # Causal attention: a query attends to all earlier keys and to no later keys.
@@ -119,7 +135,7 @@ class VarlenLayout:
             scale=scaling, window_size=window, enable_gqa=query_NHD.shape[1] != key_NHD.shape[1],
         )  # fmt: skip
         assert isinstance(output_KHD, Tensor)
-        return output_KHD.index_select(0, self._kept_N)
+        return output_KHD if self._in_order else output_KHD.index_select(0, self._kept_N)
 
 
 def packed_attention(
@@ -157,7 +173,8 @@ def packed_attention(
             f"packed attention has no dropout, but the policy has {dropout}; set attention_dropout to 0 in its "
             "config.json"
         )
-    query_NHD, key_NHD, value_NHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # The gradient of `squeeze` is a view. The gradient of an index is a new tensor of zeros with a copy in it.
+    query_NHD, key_NHD, value_NHD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     return packed_layout.attend(query_NHD, key_NHD, value_NHD, scaling).unsqueeze(0), None
 
 

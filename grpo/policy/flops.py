@@ -1,13 +1,18 @@
-"""Count the floating-point operations (FLOPs) of a step, for the model FLOPs utilisation (MFU)."""
+"""Count the floating-point operations (FLOPs) of a step, for the model FLOPs utilisation (MFU); bound its logits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from grpo.algorithm.packing import Microbatch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# Size of the float32 logits in memory at a time, in bytes. With a vocabulary of 150,000, these are the logits of 440
+# tokens. The backward pass needs three times this size.
+LOGIT_BYTES = 1 << 28
 # Peak FLOP/s of a device for dense matrices in bfloat16, from the makers' data sheets. The key is a part of the
 # device's name.
 PEAK_FLOPS = {

@@ -5,8 +5,16 @@ The owner of a repository can change its content at any time. The content of a c
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def may_be_on_hub(policy: str) -> bool:
+    """Return True if this is a possible name on the hub, such as `Qwen/Qwen3-0.6B`, and False for a path."""
+    return _NAME.fullmatch(name_of(policy)) is not None
 
 
 def with_revision(name: str, revision: str | None) -> str:

@@ -19,32 +19,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
 from grpo.algorithm.packing import Microbatch
+from grpo.algorithm.transfer import on_device
 from grpo.policy.attention import packed_attention
+from grpo.policy.stored import check_heads
 
 ULYSSES = "packed_ulysses"
-
-
-def check_heads(policy: PreTrainedConfig, size: int) -> None:
-    """Refuse a policy whose heads cannot be shared out over `size` ranks.
-
-    Raises:
-        ValueError: the number of query heads is not a multiple of `size`, or the number of key-value heads is neither a
-            multiple nor a divisor of `size`.
-    """
-    if size == 1:
-        return
-    heads: int = policy.num_attention_heads
-    shared: int = getattr(policy, "num_key_value_heads", None) or heads
-
-    def fits(ranks: int) -> bool:
-        return heads % ranks == 0 and (shared % ranks == 0 or ranks % shared == 0)
-
-    if not fits(size):
-        choices = ", ".join(str(ranks) for ranks in range(1, heads + 1) if fits(ranks))
-        raise ValueError(
-            f"learner.sequence_parallel={size} cannot share out the policy's {heads} attention heads and "
-            f"{shared} key-value heads; choose one of {choices}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +62,10 @@ class SequenceGroup:
         """Return the tokens of this rank. Each rank gets the same number of tokens."""
         length = -(-len(batch.input_ids_N) // self.size)
         first = self.rank * length
-        chosen_T = ((batch.source_T >= first) & (batch.source_T < first + length)).nonzero()[:, 0]
+        # To find the indices on a GPU, the host would have to wait for it.
+        source_T = batch.source_T if batch.host_source_T is None else batch.host_source_T
+        here_T = ((source_T >= first) & (source_T < first + length)).nonzero()[:, 0]
+        chosen_T = on_device(here_T, batch.source_T.device)
         return SequencePart(
             _cut(batch.input_ids_N, first, length),
             _cut(batch.position_ids_N, first, length),

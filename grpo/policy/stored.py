@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from typing import TYPE_CHECKING
 
 from grpo import config
-from grpo.policy.hub import at_revision, name_of, with_revision
+from grpo.deferred import deferred
+from grpo.policy.hub import at_revision, may_be_on_hub, name_of, with_revision
+from grpo.policy.plain import PlainConfig, plain_config, plain_tokenizer
+
+if TYPE_CHECKING:
+    import transformers
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+else:
+    transformers = deferred("transformers")
 
 
-def context_of(shape: PreTrainedConfig) -> int | None:
+def context_of(shape: PreTrainedConfig | PlainConfig) -> int | None:
     """Return the length of the policy's longest sequence, in tokens; None if the config has no limit.
 
     vLLM uses the same rule.
     """
+    if isinstance(shape, PlainConfig):
+        return shape.max_position_embeddings
     text = shape.get_text_config()
     positions: int | None = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}
@@ -54,20 +58,53 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: there is no tokenizer at `path`.
     """
+    if not _may_exist(path):
+        raise _absent(path)
     try:
-        return AutoTokenizer.from_pretrained(name_of(path), **at_revision(path))
+        return plain_tokenizer(path) or transformers.AutoTokenizer.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError) as failure:
-        raise ValueError(
-            f"policy.path={path!r} is neither a folder with a policy nor a readable name on the hub; "
-            f"to make a policy with a cold start, run `grpo sft configs/quickstart_sft.yaml`"
-        ) from failure
+        raise _absent(path) from failure
 
 
-def policy_config(policy: config.PolicyConfig) -> PreTrainedConfig | None:
+def _absent(path: str) -> ValueError:
+    as_path = "check the path (`grpo sft configs/quickstart_sft.yaml` makes the quickstart's policy)"
+    if not may_be_on_hub(path):
+        remedy = as_path
+    elif _offline():
+        remedy = (
+            f"if it is a folder, {as_path}. If it is a name on the hub: HF_HUB_OFFLINE is set, so only the hub's cache "
+            f"was read (HF_HOME); on a machine with a network, fill the cache by `hf download {name_of(path)}` "
+            "(docs/offline.md)"
+        )
+    else:
+        remedy = (
+            f"if it is a folder, {as_path}. If it is a name on the hub, check the name, the network, and your access "
+            "(`hf auth login`)"
+        )
+    return ValueError(
+        f"policy.path={path!r} is neither a folder with a policy nor a readable name on the hub; {remedy}"
+    )
+
+
+def _offline() -> bool:
+    import huggingface_hub
+
+    return bool(huggingface_hub.is_offline_mode())
+
+
+def _may_exist(path: str) -> bool:
+    return Path(path).is_dir() or may_be_on_hub(path)
+
+
+def policy_config(policy: config.PolicyConfig) -> PreTrainedConfig | PlainConfig | None:
     """Read the configuration of the policy's architecture. Return None if neither a folder nor the hub provides it."""
     path = local_or_hub(policy)
+    if not _may_exist(path):
+        return None
+    if plain := plain_config(path):
+        return plain
     try:
-        shape: PreTrainedConfig = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
+        shape: PreTrainedConfig = transformers.AutoConfig.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError):
         return None
     return shape
@@ -93,4 +130,27 @@ def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
         raise ValueError(
             f"{keys} = {longest} tokens do not fit the {context} positions of the policy {settings.policy.path}; lower "
             "the limits, or take a policy with a longer context"
+        )
+
+
+def check_heads(policy: PreTrainedConfig | PlainConfig, size: int) -> None:
+    """Refuse a policy whose heads cannot be shared out over `size` ranks.
+
+    Raises:
+        ValueError: the number of query heads is not a multiple of `size`, or the number of key-value heads is neither a
+            multiple nor a divisor of `size`.
+    """
+    if size == 1:
+        return
+    heads: int = policy.num_attention_heads
+    shared: int = getattr(policy, "num_key_value_heads", None) or heads
+
+    def fits(ranks: int) -> bool:
+        return heads % ranks == 0 and (shared % ranks == 0 or ranks % shared == 0)
+
+    if not fits(size):
+        choices = ", ".join(str(ranks) for ranks in range(1, heads + 1) if fits(ranks))
+        raise ValueError(
+            f"learner.sequence_parallel={size} cannot share out the policy's {heads} attention heads and "
+            f"{shared} key-value heads; choose one of {choices}"
         )

@@ -38,18 +38,25 @@ class ClosingTable:
         return visible("\n".join([self.title, *(f"  {label:<{width}}  {figure}" for label, figure in self.rows)]))
 
 
-def closing_table(name: str, history: History, last_rows: Mapping[str, str | Path] | None = None) -> ClosingTable:
+def closing_table(
+    name: str, history: History, last_rows: Mapping[str, str | Path] | None = None, total_steps: int | None = None
+) -> ClosingTable:
     """Return the closing table of a run.
 
     Args:
         name: name of the run, for the title.
         history: metrics of the run; a metric that was not measured has no row.
         last_rows: paths and commands, by label. They become the last rows.
+        total_steps: number of steps that the run's config demands, if it is known. The title then says whether the run
+            has reached its end.
     """
     rows = [*_learned(history), *_speed(history), *_time(history)]
     rows += [(label, str(path)) for label, path in (last_rows or {}).items()]
     last = history.last_step()
-    return ClosingTable(f"{name}: {'no steps' if last is None else f'{last} steps'}", tuple(rows))
+    done = "no steps" if last is None else f"{last} steps"
+    if last is not None and total_steps is not None and last < total_steps:
+        done = f"{last} of {total_steps} steps"
+    return ClosingTable(f"{name}: {done}", tuple(rows))
 
 
 def mean_over_time(history: History, name: str) -> float | None:
@@ -79,6 +86,7 @@ def _learned(history: History) -> list[tuple[str, str]]:
         curve = history.curve(name).finite()
         if curve:
             rows.append((label, _first_to_last(curve, decimals) + unit))
+    rows += _sources(history)
     # Supervised fine-tuning has no reward, so the loss shows the progress.
     loss = history.curve("learner/loss").finite()
     if loss and not history.curve("reward/mean"):
@@ -87,6 +95,16 @@ def _learned(history: History) -> list[tuple[str, str]]:
     if failed:
         rows.append(("failed verdicts", f"{failed:,.0f} (timeouts and errors; the policy does not learn from them)"))
     rows += _verdicts(history)
+    return rows
+
+
+def _sources(history: History) -> list[tuple[str, str]]:
+    """The held-out accuracy and the training accuracy of each named source of the data, at first and at last."""
+    rows = []
+    for label, pattern in (("held-out", r"eval/([^/]+)/accuracy"), ("training", r"source/([^/]+)/accuracy")):
+        matches = [re.fullmatch(pattern, name) for name in history.names()]
+        curves = [(match[1], history.curve(match[0]).finite()) for match in matches if match]
+        rows += [(f"{source} {label} accuracy", _first_to_last(curve, 3)) for source, curve in curves if curve]
     return rows
 
 

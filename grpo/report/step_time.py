@@ -23,7 +23,8 @@ class StepTime:
 
     Attributes:
         steps: step numbers in ascending order; never empty.
-        parts: seconds at each step, by the part's name (`PARTS`); never negative.
+        parts: seconds at each step, by the part's name, in the order of `PARTS`; never negative. A part that no step
+            timed is missing, for example `generate` in supervised fine-tuning.
     """
 
     steps: tuple[int, ...]
@@ -71,28 +72,41 @@ class StepTime:
 
 
 def step_time(history: History) -> StepTime | None:
-    """The timed steps of a run; None if no step was timed. A part that a step did not time counts as 0 s."""
+    """The timed steps of a run; None if no step was timed.
+
+    If only some steps timed a part, the part counts as 0 s in the other steps.
+    """
     timed = [line for line in history.lines if math.isfinite(line.metrics.get("time/step_s", math.nan))]
     if not timed:
         return None
-    parts = {part: tuple(_seconds(line.metrics.get(f"time/{part}_s", 0.0)) for line in timed) for part in TIMED_PARTS}
-    known = [sum(seconds) for seconds in zip(*parts.values(), strict=True)]
+    parts = {
+        part: tuple(_seconds(line.metrics.get(f"time/{part}_s", 0.0)) for line in timed)
+        for part in TIMED_PARTS
+        if any(f"time/{part}_s" in line.metrics for line in timed)
+    }
+    known = [sum(seconds[at] for seconds in parts.values()) for at in range(len(timed))]
     # Parts may overlap, so their sum may be larger than the step's time. The rest is then 0.
     rest = (max(0.0, line.metrics["time/step_s"] - seconds) for line, seconds in zip(timed, known, strict=True))
     return StepTime(tuple(line.step for line in timed), {**parts, "rest": tuple(rest)})
 
 
 def mean_step_time(runs: Sequence[StepTime]) -> StepTime | None:
-    """The mean over runs for each step that all runs timed; None if there are no such steps."""
+    """The mean over runs for each step that all runs timed; None if there are no such steps.
+
+    If only some runs timed a part, the part counts as 0 s in the other runs.
+    """
     shared = tuple(sorted(set.intersection(*(set(run.steps) for run in runs)))) if runs else ()
     if not shared:
         return None
     places = [{step: at for at, step in enumerate(run.steps)} for run in runs]
     parts = {
         part: tuple(
-            sum(run.parts[part][at[step]] for run, at in zip(runs, places, strict=True)) / len(runs) for step in shared
+            sum(run.parts[part][at[step]] for run, at in zip(runs, places, strict=True) if part in run.parts)
+            / len(runs)
+            for step in shared
         )
         for part in PARTS
+        if any(part in run.parts for run in runs)
     }
     return StepTime(shared, parts)
 

@@ -5,7 +5,9 @@ A tracker is any object with the methods of `Tracker`. `open_trackers` makes the
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any, Protocol
 from grpo.report import run_files
 
 TRACKER_NAMES = ("tensorboard", "wandb", "mlflow", "prometheus")
+# Trackers that need a package of the same name, which this project does not depend on.
+_PACKAGES = ("wandb", "mlflow")
 
 
 class Tracker(Protocol):
@@ -30,6 +34,17 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Send buffered metrics and close. Safe to call twice."""
         ...
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """Refuse trackers whose package is not installed, before a run reads its data. No package is imported.
+
+    Raises:
+        ValueError: a package is missing.
+    """
+    for name in names:
+        if name in _PACKAGES and not _is_installed(name):
+            raise _not_installed(name)
 
 
 def open_trackers(
@@ -184,6 +199,14 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
             yield from _flat(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", str(value)[:500]
+
+
+def _is_installed(package: str) -> bool:
+    if sys.modules.get(package) is not None:
+        return True
+    spec = importlib.util.find_spec(package)
+    # A plain folder of this name, for example the folder `wandb/` of earlier runs, is no package: it has no origin.
+    return spec is not None and spec.origin is not None
 
 
 def _not_installed(tracker: str) -> ValueError:

@@ -17,6 +17,7 @@ from rewards.checks.gold_forms import GoldRow
 from rewards.checks.gold_judges import through
 from rewards.checks.gold_questions import questioned
 from rewards.checks.references import ReferenceReport, UnusableReference, check_references, shown
+from rewards.checks.trial_calls import AlwaysFails, failing_verifiers
 from rewards.pool import VerifierPool
 from rewards.selection import choose
 
@@ -96,12 +97,13 @@ def usable_rows(
 
     Raises:
         ValueError: a verifier cannot be built; or `verification.check_golds` is `refuse`, and either the share of
-            unusable references is above `verification.max_unusable_share`, or a verifier judges none of its gold
-            answers `correct`.
+            unusable references is above `verification.max_unusable_share`, a verifier judges none of its gold
+            answers `correct`, or a verifier fails on every completion.
     """
     if verification.check_golds == "off":
         return UsableRows()
     left_out: dict[str, UnusableReference] = {}
+    broken: dict[str, AlwaysFails] = {}
     lines: list[str] = []
     problems: list[str] = []
     with open_pool(specs, verification) as pool:
@@ -118,10 +120,14 @@ def usable_rows(
                 lines.append(f"{what} data: only {report.rows:,} of {len(rows):,} rows were checked: {report.stopped}")
             left_out |= {each.row.name: each for each in report.unusable}
             usable = [row for row in rows if row.name not in left_out]
-            for name, judged in _judge(pool, specs, usable):
-                if judged.failure:
+            reports = list(_judge(pool, specs, usable))
+            broken = failing_verifiers(through(pool, most_s=_SAMPLE_S), rows_of_all(specs, usable)) | broken
+            for name, judged in reports:
+                # A verifier that always fails gets a message about itself, because the rows may be good.
+                if judged.failure and name not in broken:
                     passing = keys.asks_again and judged.only_failed
                     (lines if passing else problems).append(f"{what} data, {_useless(name, judged, keys)}")
+    (lines if keys.asks_again else problems).extend(map(str, broken.values()))
     if problems and verification.check_golds == "refuse":
         raise ValueError(
             "\n".join([*problems, f"{keys.more}to start nevertheless, set {keys.section}check_golds=warn"])
@@ -203,13 +209,13 @@ def _useless(name: str, report: GoldReport, keys: Keys) -> str:
     """Return the message that no completion could earn a verifier's reward. It names the first row and the remedy."""
     if report.accepted:
         row, reason = report.first_unreadable[0]
-        example = f"{row.name}: reference {shown(row.reference)}: {reason}"
+        example = f"{row.place}: reference {shown(row.reference)}: {reason}"
     else:
         offender = report.refused[0]
         tried = f"tried {shown(offender.completion)}" if offender.completion else "tried its solution"
         verdict = offender.verdict
         example = (
-            f"{offender.row.name}: reference {shown(offender.row.reference)}, {tried} -> {verdict.status.value}: "
+            f"{offender.row.place}: reference {shown(offender.row.reference)}, {tried} -> {verdict.status.value}: "
             f"{verdict.reason}"
         )
     return (

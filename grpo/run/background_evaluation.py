@@ -21,7 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from grpo import files
-from grpo.config import TrainConfig
+from grpo.config import DatasetConfig, TrainConfig
 from grpo.data.cells import cell
 from grpo.data.prompts import PromptSet
 from grpo.data.templates import fill
@@ -223,20 +223,25 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
     """Write the held-out prompts as a task of `grpo eval`, with the prompts and limits that training uses."""
     evaluation = settings.evaluation
     assert evaluation is not None
-    data, verifier = evaluation.data, settings.verifiers[0]
+    verifier = settings.verifiers[0]
+    described: dict[str, DatasetConfig] = {"": evaluation.data} if evaluation.data else {**settings.data.by_name}
     with files.whole_file(folder / f"{TASK}.jsonl") as rows, rows.open("w", encoding="ascii") as file:
         for prompt in held_out.prompts:
+            data = described[prompt.source]
             question = cell(prompt.row, data.prompt)
             if not isinstance(question, str):
+                where = "evaluation.data" if evaluation.data else settings.data.section(prompt.source)
                 raise ValueError(
-                    f"evaluation.data.prompt={data.prompt!r} holds chat messages, and evaluation.mode=background needs "
-                    "plain text; use evaluation.mode=inline"
+                    f"{where}.prompt={data.prompt!r} holds chat messages, and evaluation.mode=background needs plain "
+                    "text; use evaluation.mode=inline"
                 )
             columns = {_ASKED: fill(data.template, question, prompt.row), _REFERENCE: prompt.reference}
             file.write(json.dumps({**prompt.row, **columns}, default=str) + "\n")
+    # All descriptions have the same system message and chat template: `TrainConfig.problems` refuses others.
+    data = described[held_out.prompts[0].source]
     task = {
         "name": TASK,
-        "source": "the held-out data of this run (evaluation.data)",
+        "source": "the held-out data of this run (evaluation.data or data.validation)",
         "data": {
             "path": str((folder / f"{TASK}.jsonl").absolute()),
             "prompt": _ASKED,

@@ -9,13 +9,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 
 from grpo import files
+from grpo.deferred import deferred
 from grpo.report import run_files
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = deferred("torch")
 
 STATE = "driver.pt"
 # If an error does not say that the disk is full, the disk counts as full if fewer bytes than this are free.

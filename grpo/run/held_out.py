@@ -20,6 +20,7 @@ from grpo.rollout.failure_share import FailureShare
 from grpo.rollout.groups import collect, seed_of
 from grpo.run.background_evaluation import MOST_OWED, BackgroundEvaluation
 from grpo.run.best import BestPolicies
+from grpo.run.metrics import evaluation_metrics
 from grpo.run.stopwatch import Stopwatch
 from grpo.run.turns import Turns
 from grpo.run.verification import Verification
@@ -89,14 +90,7 @@ class HeldOut:
         # The metrics of these verdicts must not count for a training step, so they are dropped.
         self.verification.take_metrics()
         self.report.evaluation(step, groups)
-        rollouts = [group.rollouts[0] for group in groups]
-        judged = [rollout for rollout in rollouts if not next(iter(rollout.verdicts.values())).status.failed]
-        return {
-            "eval/accuracy": sum(rollout.correct for rollout in judged) / max(1, len(judged)),
-            "eval/completion_tokens_mean": sum(len(each.completion.token_ids) for each in rollouts) / len(rollouts),
-            "eval/failed_verdicts": float(len(rollouts) - len(judged)),
-            "time/eval_s": watch.elapsed_s,
-        }
+        return evaluation_metrics(groups) | {"time/eval_s": watch.elapsed_s}
 
     def keep_best(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the policy of the last step if it is the best so far, by the metric of `train.keep_best`."""

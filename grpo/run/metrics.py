@@ -22,18 +22,7 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards_PG, valid_PG = reward_tensors(groups)
     known = rewards_PG[valid_PG]
-    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
-    metrics = {
-        "rollout/groups": float(len(groups)),
-        "rollout/accuracy": sum(rollout.correct for rollout in rollouts) / len(rollouts),
-        "rollout/completion_tokens_mean": sum(lengths) / len(lengths),
-        "rollout/completion_tokens_max": float(max(lengths)),
-        "rollout/truncated_share": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
-        "rollout/zero_variance_share": float(1 - informative_groups(rewards_PG, valid_PG).float().mean()),
-        "rollout/failed_verdicts": float(
-            sum(verdict.status.failed for rollout in rollouts for verdict in rollout.verdicts.values())
-        ),
-    }
+    metrics = {f"rollout/{name}": value for name, value in _of_groups(groups).items()}
     if algorithm.refill_rounds:
         metrics["rollout/refilled_groups"] = float(len(groups) - settings.rollout.prompts_per_step)
     if algorithm.overlong_filter:
@@ -58,7 +47,62 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
         for status in Status:
             share = sum(verdict.status is status for verdict in verdicts) / len(verdicts)
             metrics[f"verdict/{name}/{status}"] = share
+    return metrics | source_metrics(groups)
+
+
+def source_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Return the metrics of the groups of each named source in `data.sources`."""
+    metrics: dict[str, float] = {}
+    for source, part in by_source(groups).items():
+        rewards_PG, valid_PG = reward_tensors(part)
+        values = _of_groups(part)
+        if valid_PG.any():
+            values["reward_mean"] = float(rewards_PG[valid_PG].mean())
+        metrics |= {f"source/{source}/{name}": value for name, value in values.items()}
     return metrics
+
+
+def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Return the metrics of the answers to held-out prompts, also of each named source."""
+    metrics = {f"eval/{name}": value for name, value in _of_answers(groups).items()}
+    for source, part in by_source(groups).items():
+        metrics |= {f"eval/{source}/{name}": value for name, value in _of_answers(part).items()}
+    return metrics
+
+
+def by_source(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Return the groups of each named source, by its name."""
+    parts: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.prompt.source:
+            parts.setdefault(group.prompt.source, []).append(group)
+    return parts
+
+
+def _of_groups(groups: Sequence[Group]) -> dict[str, float]:
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    return {
+        "groups": float(len(groups)),
+        "accuracy": sum(rollout.correct for rollout in rollouts) / len(rollouts),
+        "completion_tokens_mean": sum(lengths) / len(lengths),
+        "completion_tokens_max": float(max(lengths)),
+        "truncated_share": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+        "zero_variance_share": float(1 - informative_groups(*reward_tensors(groups)).float().mean()),
+        "failed_verdicts": float(
+            sum(verdict.status.failed for rollout in rollouts for verdict in rollout.verdicts.values())
+        ),
+    }
+
+
+def _of_answers(groups: Sequence[Group]) -> dict[str, float]:
+    rollouts = [group.rollouts[0] for group in groups]
+    judged = [rollout for rollout in rollouts if not next(iter(rollout.verdicts.values())).status.failed]
+    return {
+        "accuracy": sum(rollout.correct for rollout in judged) / max(1, len(judged)),
+        "completion_tokens_mean": sum(len(each.completion.token_ids) for each in rollouts) / len(rollouts),
+        "failed_verdicts": float(len(rollouts) - len(judged)),
+    }
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

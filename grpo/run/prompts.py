@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from grpo import config
 from grpo.data.bad_rows import lines_of
-from grpo.data.cursor import Cursor
+from grpo.data.cursor import Cursor, Mixture
 from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts
+from grpo.data.sources import load_sources, merged, parts_of, split_lines
 from grpo.report.progress import Progress
 from grpo.rollout.usable_rows import usable_rows
 from grpo.types import Phase, Prompt
 from rewards.build import VerifierSpec
 from rewards.selection import check_rows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class RunPrompts:
     """The prompts of a run, without rows whose reference cannot be used."""
 
     training: PromptSet
-    held_out: PromptSet | None = None
-    cursor: Cursor[Prompt]
+    held_out: PromptSet | None
+    cursor: Cursor[Prompt] | Mixture[Prompt]
     """The run's position in the training prompts."""
 
     def __init__(
@@ -41,25 +44,49 @@ class RunPrompts:
                 reference that cannot be used, or no gold answer is `correct`.
         """
         self._longest = longest = settings.rollout.max_prompt_tokens
-        self.training = load_prompts(settings.data, tokenizer, max_tokens=longest)
-        check_prompt_count(self.training, settings.rollout)
-        if settings.evaluation:
+        self._sources = load_sources(settings.data, tokenizer, max_tokens=longest)
+        self._evaluated: PromptSet | None = None
+        self._shares = settings.data.shares
+        self._check_counts(settings, frozenset())
+        if settings.evaluation and settings.evaluation.data:
             data = settings.evaluation.data
-            self.held_out = load_prompts(data, tokenizer, max_tokens=longest, where="evaluation.data")
+            self._evaluated = load_prompts(data, tokenizer, max_tokens=longest, where="evaluation.data")
         for prompts in self._parts().values():
             check_rows(specs, ((prompt.id, prompt.row) for prompt in prompts.prompts))
         rows = {name: gold_rows(prompts) for name, prompts in self._parts().items()}
         with progress.phase(Phase.DATA, "checking the gold answers"):
             self._usable = usable_rows(specs, rows, settings.verification)
-        names = self._usable.names
-        without = frozenset(at for at, prompt in enumerate(self.training.prompts) if prompt.id in names)
-        check_prompt_count(self.training, settings.rollout, len(without))
-        self.cursor = Cursor(self.training.prompts, settings.run.seed, without)
-        if self.held_out:
-            kept = tuple(prompt for prompt in self.held_out.prompts if prompt.id not in names)
-            if not kept:
-                raise ValueError("no row of evaluation.data has a reference that can be used; correct the data")
-            self.held_out = replace(self.held_out, prompts=kept)
+        self._check_counts(settings, self._usable.names)
+        self.training = merged([source.training for source in self._sources.values()])
+        self.cursor = self._cursor(settings)
+        held_out = [source.held_out for source in self._sources.values() if source.held_out]
+        self.held_out = self._usable_part([self._evaluated] if self._evaluated else held_out)
+
+    def _check_counts(self, settings: config.TrainConfig, without: frozenset[str]) -> None:
+        """Refuse a source with too few prompts, apart from those with the ids `without`."""
+        for name, share in self._shares.items():
+            prompts = self._sources[name].training
+            left_out = len(_places(prompts.prompts, without))
+            check_prompt_count(prompts, settings.rollout, left_out, name=name, share=share)
+
+    def _cursor(self, settings: config.TrainConfig) -> Cursor[Prompt] | Mixture[Prompt]:
+        cursors = {}
+        for name, source in self._sources.items():
+            prompts = source.training.prompts
+            cursors[name] = Cursor(prompts, settings.run.seed, _places(prompts, self._usable.names), name)
+        if not settings.data.sources:
+            return cursors[""]
+        return Mixture(cursors, {source.name: source.ratio for source in settings.data.sources})
+
+    def _usable_part(self, sets: Sequence[PromptSet]) -> PromptSet | None:
+        if not sets:
+            return None
+        held_out = merged(sets)
+        kept = tuple(prompt for prompt in held_out.prompts if prompt.id not in self._usable.names)
+        if not kept:
+            where = "evaluation.data" if self._evaluated else "data.validation"
+            raise ValueError(f"no row of {where} has a reference that can be used; correct the data")
+        return replace(held_out, prompts=kept)
 
     @property
     def left_out(self) -> int:
@@ -77,6 +104,11 @@ class RunPrompts:
             if prompts.left_out:
                 yield f"{name} rows left out (on_bad_row=drop): {lines_of(prompts.left_out)}"
             yield from prompts.notes
+        for name, source in self._sources.items():
+            if name:
+                count = len(source.training.prompts)
+                yield f"source {name}: {count:,} prompts to train on, {self._shares[name]:.1%} of the run's prompts"
+            yield from split_lines(name, source)
         yield from self._usable.lines
 
     def write_left_out(self, folder: Path) -> None:
@@ -84,5 +116,9 @@ class RunPrompts:
         self._usable.write(folder)
 
     def _parts(self) -> dict[str, PromptSet]:
-        parts = {"training": self.training, "held-out": self.held_out}
-        return {name: prompts for name, prompts in parts.items() if prompts}
+        parts = parts_of(self._sources)
+        return parts | {"held-out": self._evaluated} if self._evaluated else parts
+
+
+def _places(prompts: Sequence[Prompt], ids: frozenset[str]) -> frozenset[int]:
+    return frozenset(at for at, prompt in enumerate(prompts) if prompt.id in ids)

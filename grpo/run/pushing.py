@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grpo import config
@@ -12,6 +12,7 @@ from grpo.rollout.collector import Collector
 from grpo.run.metrics import push_metrics
 from grpo.run.turns import Turns
 from grpo.types import Group, Prompt
+from grpo.weights.rounding import Rounding, max_or_nan
 from grpo.weights.sync import TOLERANCES, WeightSync
 
 
@@ -28,6 +29,7 @@ class Pushing:
         prompts: Sequence[Prompt],
         transport: config.ChosenTransport,
         version: int,
+        tell: Callable[[str], object],
     ) -> None:
         """Connect learner and generators. Nothing is pushed yet.
 
@@ -40,6 +42,7 @@ class Pushing:
             prompts: training prompts; the proof of a push uses them before the first sample.
             transport: transport of the weights.
             version: the policy's version, which is the number of steps that made the policy.
+            tell: function that gets a line about the tolerance of the proofs.
         """
         self.version = version
         """The version of the learner's policy after all steps that have been started."""
@@ -55,14 +58,38 @@ class Pushing:
             learner.push_changes(generators)
         tolerance = sync.tolerance or TOLERANCES[settings.policy.dtype]
         self._sync = WeightSync(learner, generators, sync.bucket_mib << 20, tolerance)
+        self._resumed = version > 0
+        self._tell = tell
+        self._measured = False
         generators.on_restart(self._push_to)
 
     def push(self, groups: Sequence[Group] = ()) -> float:
         """Push the weights to all generators; prove the push on tokens of `groups`; return the difference in nats."""
         self._turns.generate()
+        if not self._measured:
+            self._measure_rounding()
         difference = self._sync.push(self.version, self._probe(groups))
         self._rollouts.pushed(self.version)
         return difference
+
+    def _measure_rounding(self) -> None:
+        """Before the first push, both sides hold the weights of one policy, so they differ by rounding alone.
+
+        The learner and the generators have loaded the same folder: the run's policy, or the policy of the checkpoint.
+
+        Raises:
+            WeightMismatch: in a new run, the difference is too large for rounding.
+            ValueError: `weight_sync.tolerance` is below the rounding.
+        """
+        dtype, chosen = self._settings.policy.dtype, self._settings.weight_sync.tolerance
+        rounding = Rounding(max_or_nan(self._sync.compare(self._probe())), dtype)
+        if self._resumed and rounding.problem(chosen):
+            # The first push gives both sides the checkpoint's weights, and then proves it with the preset tolerance.
+            self._tell(f"{rounding}; this is no rounding, so the tolerance of a push is {self._sync.tolerance:.3g}")
+        else:
+            self._sync = replace(self._sync, tolerance=rounding.tolerance(chosen))
+            self._tell(f"{rounding}; a push may differ by {self._sync.tolerance:.3g}")
+        self._measured = True
 
     def take_metrics(self) -> dict[str, float]:
         """Return the metrics of sparse pushes since the last step, including pushes to restarted generators."""

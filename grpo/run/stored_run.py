@@ -84,15 +84,33 @@ class StoredRun:
         """The run's closing table: results, speed, time of each phase, files, and the commands that come next."""
         shown = {"report": self.folder / run_files.REPORT, "figures": self.folder / run_files.FIGURES}
         last_rows = {label: str(path) for label, path in shown.items() if path.exists()}
+        job, total_steps = self._job()
         if policy := policy_of(self.folder):
             last_rows["policy"] = _shown(policy)
             if best := best_of(kept_policies(self.folder)):
                 of = f"{best.metric} {best.value:.3f} at step {best.step}"
                 last_rows["best policy"] = f"{place_of(self.folder, best.step) / run_files.POLICY} ({of})"
-            folder = shlex.quote(str(self.folder))
-            last_rows["look at it"] = f"grpo view {folder}"
-            last_rows["evaluate it"] = f"grpo eval {folder} --task math500"
-        return closing_table(self.folder.resolve().name, self.metrics, last_rows)
+            last_rows["look at it"] = f"grpo view {shlex.quote(str(self.folder))}"
+            last_rows |= self._next_commands(job, total_steps, _shown(policy))
+        return closing_table(self.folder.resolve().name, self.metrics, last_rows, total_steps)
+
+    def _job(self) -> tuple[str, int | None]:
+        """The command of the job, `sft` or `train`, and the number of steps that its config demands, if it is known."""
+        config = self.config if (self.folder / run_files.CONFIG).is_file() else {}
+        job = "sft" if "sft" in config else "train"
+        return job, (config.get(job) or {}).get("steps")
+
+    def _next_commands(self, job: str, total_steps: int | None, policy: str) -> dict[str, str]:
+        """The commands that come next, by label. The reader puts the path of a config or of a task in their place."""
+        last = self.metrics.last_step()
+        if last is not None and total_steps is not None and last < total_steps:
+            return {"continue it": f"grpo {job} CONFIG resume=auto"}
+        if job == "sft":
+            path = shlex.quote(f"policy.path={policy}")
+            return {"train it": f"grpo train CONFIG {path}   (CONFIG: a file for GRPO, as configs/quickstart.yaml)"}
+        folder = shlex.quote(str(self.folder))
+        task = "TASK: a file about your questions (docs/evaluation.md), or a name from grpo eval tasks"
+        return {"evaluate it": f"grpo eval {folder} --task TASK   ({task})"}
 
 
 def _shown(path: Path) -> str:

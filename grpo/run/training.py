@@ -15,23 +15,22 @@ from grpo.cluster.generator_group import GeneratorGroup
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.cluster.slow_generators import SlowGenerators
 from grpo.cluster.start_up import spare_the_collector
-from grpo.generator.setup import generator_setups
-from grpo.learner.setup import learner_setups
 from grpo.policy.adapters import require_peft
 from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
 from grpo.report.progress import Progress
 from grpo.report.recorder import RunRecorder
 from grpo.report.timeline import DRIVER
-from grpo.report.trackers import open_trackers
+from grpo.report.trackers import open_trackers, require_trackers
 from grpo.rollout.collector import Collector
 from grpo.rollout.failure_share import FailureShare
 from grpo.rollout.groups import with_refills
 from grpo.rollout.staleness import OpenGroups
 from grpo.run import checkpoint
+from grpo.run.actors import start_actors
 from grpo.run.background_evaluation import BackgroundEvaluation
 from grpo.run.best import BestPolicies
 from grpo.run.checkpoint import Checkpoint
-from grpo.run.folder import note_fault, open_folder, skipped_folder
+from grpo.run.folder import note_fault, open_folder
 from grpo.run.held_out import HeldOut
 from grpo.run.metrics import lag_metrics
 from grpo.run.prompts import RunPrompts
@@ -58,9 +57,11 @@ class TrainingRun:
         """Read the data. No devices are reserved yet.
 
         Raises:
-            ValueError: the data, the policy or the run's folder does not fit the config, or peft is missing.
+            ValueError: the data, the policy or the run's folder does not fit the config, or the package of LoRA or of a
+                tracker is missing.
         """
         require_peft(settings.learner)
+        require_trackers(settings.report.trackers)
         self.settings = settings
         self._progress = progress
         check_positions(settings)
@@ -98,9 +99,12 @@ class TrainingRun:
             self._verification.open(opened, progress)
         transport = settings.weight_sync.choose(cluster.device, cluster.nodes, share_gpus=settings.cluster.share_gpus)
         engines = f"{settings.learner.ranks} learner rank(s), {settings.generator.replicas} generator(s)"
-        with progress.phase(Phase.START, f"starting {engines}"):
+        resuming = f", resuming from step {resumed.step}" if resumed else ""
+        with progress.phase(Phase.START, f"starting {engines}{resuming}"):
             policy_path = str(resumed.policy.absolute()) if resumed else self._policy_path
-            self._start_actors(cluster, policy_path, transport)
+            self.learner, self.generators, self.turns = start_actors(
+                settings, cluster, policy_path, self._policy_path, transport, resumed, progress.show
+            )
             background = self._open_background(cluster)
         # The run repeats the steps after its last checkpoint, and before step 1 also the first evaluation.
         last = resumed.step if resumed and resumed.step > 0 else -1
@@ -118,6 +122,7 @@ class TrainingRun:
             self.prompts.training.prompts,
             transport,
             self.step,
+            progress.show,
         )
         self.held_out = HeldOut(
             settings,
@@ -159,21 +164,6 @@ class TrainingRun:
             )
         )
 
-    def _start_actors(self, cluster: Cluster, policy_path: str, transport: config.ChosenTransport) -> None:
-        settings = self.settings
-        takes_turns = settings.cluster.sleep and cluster.device == "cuda"
-        join_learner = cluster.start_learner(
-            learner_setups(settings, policy_path, self._policy_path, cluster.device, skipped_folder(settings.run))
-        )
-        join_generators = cluster.start_generators(
-            generator_setups(settings, policy_path, self._policy_path, cluster.device, transport, sleeps=takes_turns),
-            settings.rollout.deadline_s,
-            settings.weight_sync.deadline_s,
-            self._progress.show,
-        )
-        self.learner, self.generators = join_learner(), join_generators()
-        self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
-
     def _open_background(self, cluster: Cluster) -> BackgroundEvaluation | None:
         evaluation = self.settings.evaluation
         if evaluation is None or evaluation.mode != "background" or not self.prompts.held_out:
@@ -181,14 +171,12 @@ class TrainingRun:
         return BackgroundEvaluation(self.settings, self.prompts.held_out, cluster.device)
 
     def _resume(self, resumed: Checkpoint | None) -> None:
-        """Load a checkpoint, if there is one, and prepare for the next groups."""
+        """Load the driver's part of a checkpoint, if there is one, and prepare for the next groups."""
         state = {}
         if resumed:
-            with self._progress.phase(Phase.START, f"resuming from step {resumed.step}"):
-                self.learner.load(str(resumed.folder.absolute()))
-                state = resumed.driver_state()
-                self.prompts.cursor.load_state_dict(state["cursor"])
-                self.step = resumed.step
+            state = resumed.driver_state()
+            self.prompts.cursor.load_state_dict(state["cursor"])
+            self.step = resumed.step
         self.rollouts = self._collector()
         if "rollouts" in state:
             self.rollouts.load_state_dict(state["rollouts"], self.prompts.training.prompts)

@@ -18,27 +18,25 @@ class Sleeper(Protocol):
 
 
 class Turns:
-    """Puts one side to sleep before the other side wakes. Both sides are awake at first."""
+    """Puts one side to sleep before the other side wakes. At first the learner sleeps."""
 
     def __init__(self, learner: Sleeper, generators: Sleeper, *, enabled: bool) -> None:
-        """Begin with both sides awake; if not `enabled`, both sides stay awake."""
+        """Begin with the learner asleep; if not `enabled`, both sides are awake and stay awake."""
         self._learner = learner
         self._generators = generators
         self._enabled = enabled
-        self._asleep: Literal["learner", "generators"] | None = None
+        self._asleep: Literal["learner", "generators"] = "learner"
 
     def generate(self) -> None:
         """Let the generators use the memory: they sample and receive weights."""
-        if self._enabled and self._asleep != "learner":
+        if self._enabled and self._asleep == "generators":
             self._learner.sleep()
-            if self._asleep == "generators":
-                self._generators.wake()
+            self._generators.wake()
             self._asleep = "learner"
 
     def learn(self) -> None:
         """Let the learner use the memory: it trains and writes its state."""
-        if self._enabled and self._asleep != "generators":
+        if self._enabled and self._asleep == "learner":
             self._generators.sleep()
-            if self._asleep == "learner":
-                self._learner.wake()
+            self._learner.wake()
             self._asleep = "generators"

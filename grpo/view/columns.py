@@ -33,6 +33,7 @@ class Columns:
         group_R: number of the row's group, counted from 0.
         reward_R: reward of the row; NaN if the reward is not known.
         status_R: bit i is set if a verdict of the row has status STATUSES[i].
+        first_status_R: i if the row's first verdict, which decides accuracy, has status STATUSES[i].
         text_R, prompt_id_N, prompt_N: Arrow arrays; after files were joined, in chunks.
         first_N, count_N: first row of the group, and number of its rows.
         groups_N: index of the group in its step.
@@ -43,6 +44,7 @@ class Columns:
     reward_R: np.ndarray[Any, Any]
     tokens_R: np.ndarray[Any, Any]
     status_R: np.ndarray[Any, Any]
+    first_status_R: np.ndarray[Any, Any]
     text_R: pa.Array | pa.ChunkedArray
     first_N: np.ndarray[Any, Any]
     count_N: np.ndarray[Any, Any]
@@ -60,6 +62,7 @@ def no_columns() -> Columns:
         reward_R=real,
         tokens_R=whole,
         status_R=whole,
+        first_status_R=whole,
         text_R=text,
         first_N=whole,
         count_N=whole,
@@ -95,12 +98,14 @@ def read_columns(path: Path) -> Columns:
         np.bincount(group_R, weights=np.where(known_R, values, 0.0))
         for values in (np.ones_like(reward_R), np.nan_to_num(reward_R), np.nan_to_num(reward_R) ** 2)
     ]
+    status_R, first_status_R = _statuses(table["verdicts"])
     known_N, sum_N, square_N = np.maximum(sums[0], 1), sums[1], sums[2]
     return Columns(
         group_R=group_R,
         reward_R=reward_R,
         tokens_R=table["completion_tokens"].to_numpy(),
-        status_R=_status_bits(table["verdicts"]),
+        status_R=status_R,
+        first_status_R=first_status_R,
         text_R=table["completion"].combine_chunks().cast(pa.large_string()),
         first_N=first_N,
         count_N=count_N,
@@ -111,11 +116,15 @@ def read_columns(path: Path) -> Columns:
     )
 
 
-def _status_bits(verdicts: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+def _statuses(verdicts: pa.ChunkedArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """`status_R` and `first_status_R`. A row without verdicts has no bit, and `len(STATUSES)` as its first status."""
     rows = pc.list_parent_indices(verdicts).to_numpy()
     statuses = pc.struct_field(pc.list_flatten(verdicts), "status")
-    bits_R = np.zeros(len(verdicts), np.uint8)
+    is_first = np.r_[True, rows[1:] != rows[:-1]][: len(rows)]
+    bits_R, first_R = np.zeros(len(verdicts), np.uint8), np.full(len(verdicts), len(STATUSES), np.uint8)
     for at, status in enumerate(STATUSES):
+        has_status = pc.equal(statuses, status).to_numpy(zero_copy_only=False)
         # `rows` may contain a row several times. `|=` with an index array still sets the bit of each such row.
-        bits_R[rows[pc.equal(statuses, status).to_numpy(zero_copy_only=False)]] |= 1 << at
-    return bits_R
+        bits_R[rows[has_status]] |= 1 << at
+        first_R[rows[has_status & is_first]] = at
+    return bits_R, first_R

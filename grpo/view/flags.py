@@ -19,7 +19,8 @@ from grpo.report.metrics_log import Curve, History
 from rewards.verifiers.repetition import Repetition
 
 # A curve needs this many points. With fewer points, noise hides the difference between its begin and its end.
-_FEWEST_POINTS = 5
+FEWEST_POINTS = 5
+FEWEST_EVALUATIONS = 3
 # A drop of held-out accuracy that is larger than the noise of a few hundred questions.
 _ACCURACY_LOST = 0.05
 # Smallest gain of the reward that counts as a rise: if the reward's range is at most 1, a share of this range,
@@ -106,7 +107,7 @@ class _Trend:
 
 def _trend(curve: Curve) -> _Trend | None:
     values = curve.finite().values
-    if len(values) < _FEWEST_POINTS:
+    if len(values) < FEWEST_POINTS:
         return None
     size = max(2, len(values) // 5)
     begin, end = values[:size], values[-size:]
@@ -127,7 +128,7 @@ def _reward_gain(history: History) -> _Trend | None:
 def _held_out(history: History) -> Flag | None:
     """The reward rises, but the held-out accuracy falls from its best value or does not rise."""
     reward, curve = _reward_gain(history), history.curve("eval/accuracy").finite()
-    if reward is None or len(curve.values) < 3:
+    if reward is None or len(curve.values) < FEWEST_EVALUATIONS:
         return None
     best, last = max(curve.values), curve.values[-1]
     names = ("reward/mean", "eval/accuracy")

@@ -20,12 +20,14 @@ import pyarrow.compute as pc
 from grpo.report import run_files
 from grpo.report.rollout_store import step_path, stored_steps
 from grpo.view.columns import STATUSES, Columns, no_columns, read_columns
+from rewards.verdict import Status
 
 Order = Literal["newest", "oldest", "spread"]
 # Number of files after which a snapshot is made, so that the page can show the newest steps before all files are read.
 _FILES_AT_ONCE = 40
 _READERS = 2
 _REMEMBERED = 16
+_FAILED_BITS = sum(1 << at for at, status in enumerate(STATUSES) if Status(status).failed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Snapshot(Columns):
         ):
             members = slice(int(self.first_N[group]), int(self.first_N[group] + self.count_N[group]))
             rewards = self.reward_R[members][~np.isnan(self.reward_R[members])]
-            bits = self.status_R[members]
+            counts = np.bincount(self.first_status_R[members], minlength=len(STATUSES))
             shown.append(
                 {
                     "step": int(self.step_N[group]),
@@ -123,9 +125,13 @@ class Snapshot(Columns):
                     "reward": float(rewards.mean()) if len(rewards) else None,
                     "spread": float(self.spread_N[group]),
                     "tokens": float(self.tokens_R[members].mean()),
+                    # A completion counts once, as in `rollout/accuracy`: by the first verifier that judges its row.
                     "statuses": {
-                        status: count for at, status in enumerate(STATUSES) if (count := int(((bits >> at) & 1).sum()))
+                        status: int(count)
+                        for status, count in zip(STATUSES, counts[: len(STATUSES)], strict=True)
+                        if count
                     },
+                    "has_failed": bool((self.status_R[members] & _FAILED_BITS).any()),
                 }
             )
         return shown
@@ -260,6 +266,7 @@ def _join(parts: Mapping[int, Columns], version: int) -> Snapshot:
         reward_R=joined("reward_R"),
         tokens_R=joined("tokens_R"),
         status_R=joined("status_R"),
+        first_status_R=joined("first_status_R"),
         text_R=texts("text_R"),
         first_N=joined("first_N", [0, *rows[:-1]]),
         count_N=joined("count_N"),

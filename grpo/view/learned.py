@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo.report import run_files
 from grpo.report.metrics_log import History
 from grpo.report.rollout_store import StoredGroup, StoredRollout, plain, read_groups, stored_steps
 from grpo.view.runs import RunData, shown
+from rewards.verdict import Status
 
-KINDS = ("better", "worse", "same", "unknown")
+# How the mean reward of a prompt changed, and how the share of its correct completions changed.
+REWARD_CHANGES = ("higher", "lower", "same", "unknown")
+CORRECT_CHANGES = ("more", "fewer", "same", "unknown")
 _MOST_COMPARED = 200
 
 
@@ -40,7 +44,9 @@ def learned(run: RunData, before: int, after: int) -> dict[str, Any]:
             "source": source,
             "before": before,
             "after": after,
-            "counts": {kind: sum(prompt["kind"] == kind for prompt in compared) for kind in KINDS},
+            "completions": max((prompt[side]["of"] for prompt in compared for side in ("before", "after")), default=0),
+            "reward_changes": _counts(compared, "reward_change", REWARD_CHANGES),
+            "correct_changes": _counts(compared, "correct_change", CORRECT_CHANGES),
             "prompts": compared[:_MOST_COMPARED],
             "metrics": _differences(run.history, before, after),
         }
@@ -68,24 +74,40 @@ def _repeated(run: RunData, before: int, after: int) -> list[tuple[StoredGroup, 
 
 def _compare(before: StoredGroup, after: StoredGroup) -> dict[str, Any]:
     sides = [_side(before), _side(after)]
-    # If every verdict of a side failed, the reward of this side and the change are unknown.
-    known = sides[0]["reward"] is not None and sides[1]["reward"] is not None
-    gain = sides[1]["reward"] - sides[0]["reward"] if known else None
-    kind = "unknown" if gain is None else "better" if gain > 1e-9 else "worse" if gain < -1e-9 else "same"
+    gain = _gain(sides, "reward")
     return {
         "prompt_id": before.prompt_id,
         "prompt": before.prompt,
         "reference": plain(before.reference),
-        "kind": kind,
+        "reward_change": _change(gain, REWARD_CHANGES),
+        "correct_change": _change(_gain(sides, "correct"), CORRECT_CHANGES),
         "gain": gain,
         "before": sides[0],
         "after": sides[1],
     }
 
 
+def _gain(sides: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The change of a number. If every verdict of a side failed, the number of this side and the change are unknown."""
+    before, after = (side[name] for side in sides)
+    return None if before is None or after is None else after - before
+
+
+def _change(gain: float | None, names: Sequence[str]) -> str:
+    more, less, same, unknown = names
+    return unknown if gain is None else more if gain > 1e-9 else less if gain < -1e-9 else same
+
+
+def _counts(compared: Sequence[Mapping[str, Any]], name: str, changes: Sequence[str]) -> dict[str, int]:
+    return {change: sum(prompt[name] == change for prompt in compared) for change in changes}
+
+
 def _side(group: StoredGroup) -> dict[str, Any]:
     rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
     mean = sum(rewards) / len(rewards) if rewards else None
+    # The first verifier that judges a row decides whether a completion is correct, as in `rollout/accuracy`.
+    said = [Status(rollout.verdicts[0].status) for rollout in group.rollouts]
+    judged = [status for status in said if not status.failed]
     # Show the completion with the reward nearest to the mean: neither the best nor the worst.
     nearest: StoredRollout = min(
         group.rollouts,
@@ -95,6 +117,7 @@ def _side(group: StoredGroup) -> dict[str, Any]:
         "step": group.step,
         "group": group.index,
         "reward": mean,
+        "correct": judged.count(Status.CORRECT) / len(judged) if judged else None,
         "known": len(rewards),
         "of": len(group.rollouts),
         "completion": nearest.completion,

@@ -40,7 +40,6 @@ _TIMED_STEPS = 60
 # Log-probabilities need more space than the text, so the file has log-probabilities only for groups of short
 # completions.
 _SHADED_TOKENS = 600
-_FAILED = ("timeout", "error")
 
 
 def page(exported: Mapping[str, Any] | None = None) -> str:
@@ -149,7 +148,7 @@ def _groups(run: RunData, source: str) -> dict[str, Any]:
 def choose_groups(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The first `count` rows, ranked by `spread`; the last place is for a group with a failed verdict, if any."""
     # Failed groups get only one place. Otherwise many failures would hide normal groups.
-    failed = [row for row in rows if row["statuses"].keys() & set(_FAILED)][: count - 1][:1]
+    failed = [row for row in rows if row["has_failed"]][: count - 1][:1]
     others = [row for row in rows if row not in failed]
     return [*others[: count - len(failed)], *failed]
 

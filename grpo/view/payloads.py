@@ -23,10 +23,11 @@ from grpo.report.rollout_store import plain, step_path, stored_steps
 from grpo.report.step_time import TIMED_PARTS
 from grpo.report.timeline import StepLanes, step_lanes
 from grpo.types import ActorId, ActorKind, Phase
+from grpo.view.checks import checks
 from grpo.view.columns import STATUSES
 from grpo.view.curves import charts, main_charts, plain_chart, run_chart
 from grpo.view.index import Filter, Order
-from grpo.view.recipe import mismatch_alarm_of, recipe
+from grpo.view.recipe import is_supervised, mismatch_alarm_of, recipe
 from grpo.view.runs import SOURCES, RunData, shown
 from grpo.view.tokens import pieces
 from grpo.visible import visible
@@ -73,6 +74,9 @@ def overview(runs: Sequence[RunData]) -> dict[str, Any]:
                     "command": f"grpo view {shlex.quote(str(run.run_dir))}",
                     "recipe": recipe(run.settings),
                     "table": closing_table(run.name, history).rows,
+                    "ending": run.ending,
+                    "without": sections_without(run),
+                    "checks": checks(run),
                     "last_step": history.last_step(),
                     "last_time": history.lines[-1].time if history.lines else None,
                     "stored": list(stored_steps(run.run_dir)),
@@ -86,6 +90,12 @@ def overview(runs: Sequence[RunData]) -> dict[str, Any]:
             "sections": [{"name": name, "metrics": members} for name, members in sections.items()],
         }
     ) | {"main": main_charts(runs)}
+
+
+def sections_without(run: RunData) -> list[str]:
+    """The sections of the page for which the run will have no data: supervised fine-tuning samples no completions."""
+    has_completions = any(stored_steps(run.run_dir, folder) for folder in SOURCES.values())
+    return ["groups", "learned", "flags", "mismatch"] if is_supervised(run.settings) and not has_completions else []
 
 
 def list_groups(

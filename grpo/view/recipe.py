@@ -7,10 +7,13 @@ from typing import Any
 
 import yaml
 
+# The keys that say where rows come from.
+_PLACES = ("path", "hub", "generator")
 # Labels, and the configuration keys of each label. The page shows the value of the first key that is set.
 _RECIPE = (
     ("policy", ("policy.path", "policy.new")),
-    ("data", ("data.path", "data.hub", "data.generator")),
+    # Sources replace the other keys, which the configuration may still hold.
+    ("data", ("data.sources", *(f"data.{key}" for key in _PLACES))),
     ("prompts per step", ("rollout.prompts_per_step",)),
     ("completions per prompt", ("rollout.group_size",)),
     ("completion limit, tokens", ("rollout.max_completion_tokens",)),
@@ -43,9 +46,9 @@ def recipe(config: Any) -> list[tuple[str, str]]:
     """Label and value of each recipe setting in a configuration."""
     rows = []
     for label, keys in _RECIPE:
-        value = next((value for key in keys if (value := _look_up(config, key)) is not None), None)
+        value = next((value for key in keys if (value := _look_up(config, key)) not in (None, [])), None)
         if value is not None:
-            rows.append((label, _in_short(value)))
+            rows.append((label, _sources_in_short(value) if label == "data" else _in_short(value)))
     return rows
 
 
@@ -61,12 +64,28 @@ def policy_path_of(config: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def is_supervised(config: Any) -> bool:
+    """Whether a configuration is for supervised fine-tuning (`grpo sft`)."""
+    return isinstance(config, Mapping) and "sft" in config and "rollout" not in config
+
+
 def _look_up(tree: Any, key: str) -> Any:
     for name in key.split("."):
         if not isinstance(tree, Mapping):
             return None
         tree = tree.get(name)
     return tree
+
+
+def _sources_in_short(value: Any) -> str:
+    """The place of the data; for several sources, the name, the place and the ratio of each source."""
+    if not isinstance(value, list) or not all(isinstance(source, Mapping) for source in value):
+        return str(value)
+    return ", ".join(
+        f"{source.get('name', '?')} ({next((place for key in _PLACES if (place := source.get(key))), '?')}, "
+        f"ratio {source.get('ratio', 1)})"
+        for source in value
+    )
 
 
 def _in_short(value: Any) -> str:

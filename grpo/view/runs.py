@@ -15,6 +15,7 @@ from grpo.report import run_files
 from grpo.report.json_lines import complete_lines
 from grpo.report.metrics_log import History, read_history, run_names
 from grpo.report.rollout_store import stored_steps
+from grpo.view.ending import driver_log_path, read_ending
 from grpo.view.flags import FlaggedRollout, hacking_flags
 from grpo.view.index import RolloutIndex, spread_over
 from grpo.view.recipe import policy_path_of, read_config
@@ -43,8 +44,11 @@ class RunData:
             ValueError: the folder holds neither metrics nor stored completions.
         """
         if not (run_dir / run_files.METRICS).is_file() and not stored_steps(run_dir):
+            ending = read_ending(run_dir)
             raise ValueError(
-                f"{run_dir} holds no run: neither {run_files.METRICS} nor {run_files.ROLLOUTS}/; "
+                f"{run_dir} has no metrics and no completions to show. {ending}"
+                if ending
+                else f"{run_dir} holds no run: neither {run_files.METRICS} nor {run_files.ROLLOUTS}/; "
                 "give the folder of a run, its run.folder"
             )
         self.run_dir, self.name = run_dir, name
@@ -72,6 +76,11 @@ class RunData:
         return self._cached("settings", _stamp(self.run_dir / run_files.CONFIG), lambda: read_config(self.config))
 
     @property
+    def ending(self) -> str | None:
+        """A sentence that says that the run failed or was interrupted (`read_ending`); otherwise None."""
+        return self._cached("ending", _stamp(driver_log_path(self.run_dir)), lambda: read_ending(self.run_dir))
+
+    @property
     def time_lines(self) -> Sequence[str]:
         """The lines of `timeline.jsonl`; empty if the run has no such file."""
         path = self.run_dir / run_files.TIMELINE
@@ -81,7 +90,8 @@ class RunData:
     def stamp(self) -> tuple[object, ...]:
         """A value that changes whenever the run has new data to show."""
         versions = tuple(index.snapshot.version for index in self.indexes.values())
-        return (_stamp(self.run_dir / run_files.METRICS), _stamp(self.run_dir / run_files.AUDIT), *versions)
+        files = (_stamp(self.run_dir / name) for name in (run_files.METRICS, run_files.AUDIT))
+        return (*files, self.ending, *versions)
 
     def audit_rows(self) -> tuple[Mapping[str, Any], ...]:
         """The rows that `grpo audit` wrote; empty if `grpo audit` did not run."""

@@ -10,7 +10,9 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+Content = TypeVar("Content")
 
 # Every tensor begins at a multiple of this number of bytes, which suits all element types.
 ALIGNMENT = 16
@@ -20,6 +22,8 @@ ALIGNMENT = 16
 MESSAGE_BYTES = 4 << 20
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+# Key of a file's metadata.
+_FURTHER = "further_names"
 _SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -31,11 +35,19 @@ class TensorInfo:
         name: name in Hugging Face format.
         dtype: torch's name of the element type in the push: `float32` or `bfloat16`.
         shape: shape of the whole tensor.
+        further_names: other names of the same tensor, for example of an output head that is tied to the embeddings. The
+            tensor travels once, and the receiver loads it under every name.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    further_names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of the tensor."""
+        return (self.name, *self.further_names)
 
     @property
     def nbytes(self) -> int:
@@ -73,17 +85,24 @@ class Bucket:
 
     @property
     def names(self) -> list[str]:
-        """The names of the bucket's tensors."""
-        return [tensor.name for tensor in self.tensors]
+        """All names of the bucket's tensors. A tied tensor has several names."""
+        return [name for tensor in self.tensors for name in tensor.names]
+
+    @property
+    def further_names(self) -> dict[str, list[str]]:
+        """The further names of the tensors that have several names, by the first name."""
+        return {tensor.name: list(tensor.further_names) for tensor in self.tensors if tensor.further_names}
 
     def update_info(self) -> dict[str, Any]:
         """Return the bucket as plain lists and numbers, which vLLM can send to its workers."""
         info: dict[str, Any] = {
             "number": self.number,
-            "names": self.names,
+            "names": [tensor.name for tensor in self.tensors],
             "dtype_names": [tensor.dtype for tensor in self.tensors],
             "shapes": [list(tensor.shape) for tensor in self.tensors],
         }
+        if self.further_names:
+            info["further_names"] = self.further_names
         if self.sparse:
             info["sparse"] = True
         if self.handles:
@@ -165,8 +184,28 @@ def runs(all_messages: Sequence[Message], limit_bytes: float) -> Iterator[list[M
 
 
 def safetensors_header(bucket: Bucket) -> bytes:
-    """Return the header of the bucket's safetensors file; the tensors' bytes follow without gaps."""
-    return file_header((info.name, _SAFETENSORS_DTYPES[info.dtype], info.shape, info.nbytes) for info in bucket.tensors)
+    """Return the header of the bucket's safetensors file; the tensors' bytes follow without gaps.
+
+    The format has one name for each tensor, so the metadata holds the further names (`further_names_in`).
+    """
+    further = bucket.further_names
+    return file_header(
+        ((info.name, _SAFETENSORS_DTYPES[info.dtype], info.shape, info.nbytes) for info in bucket.tensors),
+        {_FURTHER: json.dumps(further)} if further else None,
+    )
+
+
+def further_names_in(metadata: Mapping[str, str] | None) -> dict[str, list[str]]:
+    """Return `Bucket.further_names` from the metadata of the bucket's safetensors file."""
+    names: dict[str, list[str]] = json.loads((metadata or {}).get(_FURTHER, "{}"))
+    return names
+
+
+def under_all_names(
+    tensors: Iterable[tuple[str, Content]], further_names: Mapping[str, Sequence[str]]
+) -> list[tuple[str, Content]]:
+    """Return the tensors with each tensor under all of its names; see `Bucket.further_names`."""
+    return [(one, tensor) for name, tensor in tensors for one in (name, *further_names.get(name, ()))]
 
 
 def file_header(

@@ -6,10 +6,11 @@ engines load tensors through vLLM's layerwise reload, as vLLM's own weight-trans
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -18,7 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from grpo.weights.buckets import Bucket, TensorInfo
+from grpo.weights.buckets import Bucket, TensorInfo, further_names_in, under_all_names
 from grpo.weights.group import GlooGroup, Invitation, RollCall
 from grpo.weights.receiver import BucketReceiver
 
@@ -56,8 +57,10 @@ class FileWeightTransferEngine(WeightTransferEngine[NothingToInit, FileUpdate]):
 
     def receive_weights(self, update_info: FileUpdate) -> None:
         """Load one file."""
+        with safe_open(update_info.path, framework="pt") as file:
+            further_names = further_names_in(file.metadata())
         model: Any = self.model
-        model.load_weights(list(load_file(update_info.path).items()))
+        model.load_weights(under_all_names(load_file(update_info.path).items(), further_names))
 
     def finish_weight_update(self) -> None:
         """Complete the model after all buckets."""
@@ -99,13 +102,17 @@ class BucketUpdate(WeightTransferUpdateInfo):
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
+    further_names: dict[str, list[str]] = field(default_factory=dict)
     sparse: bool = False
 
     @property
     def bucket(self) -> Bucket:
         """The bucket, with the same layout as at the sender."""
         tensors = zip(self.names, self.dtype_names, self.shapes, strict=True)
-        infos = tuple(TensorInfo(name, dtype, tuple(shape)) for name, dtype, shape in tensors)
+        infos = tuple(
+            TensorInfo(name, dtype, tuple(shape), tuple(self.further_names.get(name, ())))
+            for name, dtype, shape in tensors
+        )
         return Bucket(self.number, infos, sparse=self.sparse)
 
 

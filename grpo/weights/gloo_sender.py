@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from grpo.weights.buckets import Bucket, Message, messages, runs
 from grpo.weights.group import GlooGroup
@@ -35,38 +36,40 @@ class GlooSender(GroupSender):
             self._group = GlooGroup(self._roll)
 
     def send(self, bucket: Bucket) -> None:
-        """Send a bucket's messages.
+        """Send a bucket's messages when all receivers are ready.
 
-        The call needs extra memory for the tensors that ZeRO-3 gathers, and for the messages of small tensors.
+        With ZeRO-3, the first part of a bucket is gathered while the receivers load the bucket before it, and each
+        further part while the part before it is sent. The call needs extra memory for two gathered parts, and for the
+        messages of small tensors.
 
         Raises:
             TimeoutError: a receiver was not ready for the bucket or did not take all bytes within the deadline; the
                 message names the receiver.
-            RuntimeError: a connection broke.
+            RuntimeError: a connection broke, or `abort` ended the push.
         """
         if bucket.sparse:
             self._send_changes(bucket)
             return
-        group, failure = self._group, None
-        if group is not None:
-            failure = failure_of(group.wait_for_receivers, bucket.number)
         limit = GATHERED_SHARE * bucket.nbytes if self._weights.sharded else float("inf")
-        for run in runs(messages(bucket.tensors), limit):
-            with self._weights.whole([tensor.name for message in run for tensor in message.tensors]) as tensors:
-                # The other ranks wait for this rank in the gathering, so after a failure this rank still gathers.
-                if group is not None and failure is None:
-                    failure = failure_of(group.send, bucket.number, _parts(run, tensors))
-        if failure is not None:
-            raise failure
-        if group is not None:
-            group.sent(bucket.number)
+        transfer = _Transfer(self._group, bucket.number)
+        with contextlib.closing(transfer):
+            for run in runs(messages(bucket.tensors), limit):
+                with contextlib.ExitStack() as gathered:
+                    whole = self._weights.whole([tensor.name for message in run for tensor in message.tensors])
+                    tensors = gathered.enter_context(whole)
+                    parts = _parts(run, tensors) if self._group is not None else []
+                    transfer.send(parts, gathered.pop_all())
+        if transfer.failure is not None:
+            raise transfer.failure
+        if self._group is not None:
+            self._group.sent(bucket.number)
 
     def _send_changes(self, bucket: Bucket) -> None:
         file = self._patches.file(bucket)
         if self._group is not None and file is not None:
             self._group.wait_for_receivers(bucket.number)
             size = torch.tensor([file.nbytes]).view(torch.uint8)
-            self._group.send(bucket.number, [size, torch.from_numpy(file)])
+            self._group.finish_sending(self._group.start_sending([size, torch.from_numpy(file)]), bucket.number)
             self._group.sent(bucket.number)
 
     def close(self) -> None:
@@ -75,6 +78,49 @@ class GlooSender(GroupSender):
             self._group.close()
         self._group = None
         super().close()
+
+
+class _Transfer:
+    """A bucket on its way, with at most two parts in memory.
+
+    The other ranks wait for this rank in the gathering. So after a failure, this rank still gathers, and only keeps the
+    failure. A rank without a group sends nothing, and releases gathered memory in the same order.
+    """
+
+    def __init__(self, group: GlooGroup | None, number: int) -> None:
+        self.failure: TimeoutError | RuntimeError | None = None
+        self._group = group
+        self._number = number
+        self._ready = False
+        self._works: list[distributed.Work] = []
+        self._memory = contextlib.ExitStack()
+
+    def send(self, parts: Sequence[Tensor], memory: contextlib.ExitStack) -> None:
+        """Start to send the next parts. Then finish the parts before them.
+
+        Args:
+            parts: bytes to send, uint8 on the CPU.
+            memory: closed when these parts are sent.
+        """
+        works: list[distributed.Work] = []
+        if self._group is not None and self.failure is None:
+            if not self._ready:
+                self.failure = failure_of(self._group.wait_for_receivers, self._number)
+                self._ready = True
+            if self.failure is None:
+                try:
+                    works = self._group.start_sending(parts)
+                except RuntimeError as failure:
+                    self.failure = failure
+        self.close()
+        self._works, self._memory = works, memory
+
+    def close(self) -> None:
+        """Wait until the last parts are sent, and release their memory."""
+        if self._group is not None and self._works:
+            self.failure = self.failure or failure_of(self._group.finish_sending, self._works, self._number)
+        self._works = []
+        self._memory.close()
 
 
 def _parts(run: Sequence[Message], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -5,11 +5,14 @@ These engines have not run on a GPU yet.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from vllm.distributed.weight_transfer.ipc_engine import (
     IPCWeightTransferEngine,
     IPCWeightTransferInitInfo,
@@ -18,6 +21,7 @@ from vllm.distributed.weight_transfer.ipc_engine import (
 from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
+from grpo.weights.buckets import under_all_names
 from grpo.weights.engines import BucketUpdate, GroupInit
 from grpo.weights.group import RollCall
 from grpo.weights.nccl import nccl_communicator
@@ -28,6 +32,14 @@ class NumberedUpdate(NCCLWeightTransferUpdateInfo):
     """A bucket with its number. Sender and receivers use the number to report for which bucket they are ready."""
 
     number: int
+    further_names: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
+class NamedIpcUpdate(IPCWeightTransferUpdateInfo):
+    """A bucket in shared memory, with the further names of its tensors."""
+
+    further_names: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -72,7 +84,8 @@ class NcclWeightTransferEngine(NCCLWeightTransferEngine):
         """Receive and load one bucket."""
         assert self._roll is not None and isinstance(update_info, NumberedUpdate)
         self._roll.arrive(f"bucket {update_info.number}")
-        super().receive_weights(update_info)
+        with _under_all_names(self, update_info.further_names):
+            super().receive_weights(update_info)
 
 
 class IpcWeightTransferEngine(IPCWeightTransferEngine):
@@ -87,10 +100,41 @@ class IpcWeightTransferEngine(IPCWeightTransferEngine):
         plain = {name: value for name, value in update_dict.items() if name != "handles"}
         bucket = BucketUpdate(**plain).bucket
         one_row = (torch.Size([bucket.nbytes]), (1,), 0, torch.storage.TypedStorage, torch.uint8)
-        return IPCWeightTransferUpdateInfo(
+        return NamedIpcUpdate(
             names=plain["names"],
             dtype_names=plain["dtype_names"],
             shapes=plain["shapes"],
             ipc_handles={gpu: (torch.Tensor, *one_row, *handle) for gpu, handle in update_dict["handles"]},
             tensor_sizes=[tensor.nbytes for tensor in bucket.tensors],
+            further_names=bucket.further_names,
         )
+
+    def receive_weights(self, update_info: IPCWeightTransferUpdateInfo) -> None:
+        """Load one bucket."""
+        assert isinstance(update_info, NamedIpcUpdate)
+        with _under_all_names(self, update_info.further_names):
+            super().receive_weights(update_info)
+        # vLLM keeps the last bucket's memory open for further parts of the same memory. Here, each bucket has its own
+        # memory, which the learner can free only when it is closed.
+        self._packed_importer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _AllNames:
+    """A model that gets each tensor under all of its names. vLLM's engines only call its `load_weights`."""
+
+    model: Any
+    further_names: Mapping[str, Sequence[str]]
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> Any:
+        return self.model.load_weights(under_all_names(tensors, self.further_names))
+
+
+@contextlib.contextmanager
+def _under_all_names(engine: Any, further_names: Mapping[str, Sequence[str]]) -> Iterator[None]:
+    model = engine.model
+    engine.model = _AllNames(model, further_names)
+    try:
+        yield
+    finally:
+        engine.model = model

@@ -15,7 +15,7 @@ from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
 from grpo.weights.buckets import Bucket
 from grpo.weights.group import RollCall
 from grpo.weights.nccl import nccl_communicator
-from grpo.weights.sender import GroupSender, Handle, failure_of
+from grpo.weights.sender import GroupSender, Handle
 from grpo.weights.source import PolicyWeights, as_bytes, gathered_together
 
 _POLL_S = 0.001
@@ -36,23 +36,38 @@ class NcclSender(GroupSender):
             self._communicator = nccl_communicator(self._roll, torch.device("cuda", torch.cuda.current_device()))
 
     def send(self, bucket: Bucket) -> None:
-        """Pack a bucket and broadcast it.
+        """Pack a bucket, and broadcast it when all receivers are ready.
+
+        Receivers are ready after they have loaded the bucket before this one. So packing overlaps with that loading.
 
         Raises:
             TimeoutError: a receiver was not ready for the bucket or did not receive all of the bucket within the
                 deadline; the message names the receiver.
+            RuntimeError: `abort` ended the push.
         """
-        roll, communicator, failure = self._roll, self._communicator, None
-        if roll is not None:
-            what = f"bucket {bucket.number} of the weights cannot be sent until all members are ready"
-            failure = failure_of(roll.wait_for_others, f"bucket {bucket.number}", what)
-        packed = pack(self._weights, bucket, wanted=roll is not None and failure is None)
-        if failure is not None:
-            raise failure
+        roll, communicator = self._roll, self._communicator
+        packed = pack(self._weights, bucket, wanted=roll is not None)
         if roll is not None and communicator is not None and packed is not None:
-            communicator.broadcast(packed, src=0)
+            what = f"bucket {bucket.number} of the weights cannot be sent until all members are ready"
+            roll.wait_for_others(f"bucket {bucket.number}", what)
+            try:
+                communicator.broadcast(packed, src=0, stream=torch.cuda.current_stream())
+            except RuntimeError as failure:
+                # A call into NCCL that waits for a lost receiver fails when another thread aborts the communicator.
+                if roll.ended is None:
+                    raise
+                raise RuntimeError(roll.ended) from failure
             _wait_for_stream(roll, bucket.number)
             roll.forget(f"bucket {bucket.number}")
+
+    def abort(self, reason: str) -> None:
+        """End a wait for receivers, and a broadcast that a lost receiver does not take.
+
+        NCCL allows another thread to abort a communicator. The GPU's part of the broadcast then ends.
+        """
+        super().abort(reason)
+        if self._communicator is not None:
+            self._communicator.destroy()
 
     def close(self) -> None:
         """End the connections."""
@@ -68,8 +83,8 @@ class IpcSender:
     def __init__(self, weights: PolicyWeights, rank: int) -> None:
         self._weights = weights
         self._rank = rank
-        # A generator may still read the last two buckets: it gets bucket n + 2 only after it has loaded bucket n.
-        self._read: collections.deque[Tensor] = collections.deque(maxlen=2)
+        # The buckets that a generator may still read.
+        self._read: collections.deque[Tensor] = collections.deque()
 
     def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
         """Return 0, because shared memory needs no port."""
@@ -79,11 +94,14 @@ class IpcSender:
         """Do nothing, because no receiver has to connect."""
 
     def send(self, bucket: Bucket) -> Handle:
-        """Pack a bucket; return the handle of its memory."""
+        """Pack a bucket while generators load the bucket before it; return the handle of the packed memory."""
+        # Bucket n + 2 is packed only after all generators have loaded bucket n, so the memory of bucket n is free.
+        while len(self._read) > 1:
+            self._read.popleft()
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
         packed = pack(self._weights, bucket, wanted=True)
         assert packed is not None
         torch.cuda.current_stream().synchronize()
-        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
         self._read.append(packed)
         _, arguments = reduce_tensor(packed)  # type: ignore[no-untyped-call]
         # The receiver knows the tensor class, shape, strides, storage class and dtype, so they are not sent. The other
@@ -95,6 +113,9 @@ class IpcSender:
         """Release the buckets' memory."""
         self._read.clear()
         torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+
+    def abort(self, reason: str) -> None:
+        """Do nothing, because this sender waits for no receiver."""
 
     def close(self) -> None:
         """Release the buckets' memory. There is no connection to end."""
@@ -126,6 +147,7 @@ def _wait_for_stream(roll: RollCall, number: int) -> None:
     event.record()
     ends = time.monotonic() + roll.deadline_s
     while not event.query():
+        roll.check()
         if time.monotonic() > ends:
             raise TimeoutError(
                 f"NCCL did not carry bucket {number} of weights within weight_sync.deadline_s={roll.deadline_s:.0f}; "
@@ -134,3 +156,5 @@ def _wait_for_stream(roll: RollCall, number: int) -> None:
                 f"{', '.join(roll.members)}"
             )
         time.sleep(_POLL_S)
+    # After an abort, the stream ends too, but the receivers do not have the bytes.
+    roll.check()

@@ -19,6 +19,8 @@ from torch import Tensor, distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 SENDER = 0
+# Shortest and longest pause between two looks for members, in seconds.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.0002, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class RollCall:
         self.rank = rank
         self.members = invitation.members
         self.deadline_s = invitation.deadline_s
+        self.ended: str | None = None
+        """Why another thread has ended the push; None while the push may continue."""
         try:
             self.store = TCPStore(
                 invitation.address,
@@ -78,16 +82,27 @@ class RollCall:
 
         Raises:
             TimeoutError: a member did not reach the stage before the deadline; the message names the missing members.
+            RuntimeError: another thread has ended the push.
         """
         keys = [f"{where}/{rank}" for rank in range(len(self.members)) if rank != self.rank]
-        try:
-            self.store.wait(keys, datetime.timedelta(seconds=self.deadline_s))
-        except distributed.DistStoreError:
-            raise TimeoutError(
-                f"{', '.join(self.missing(where))} did not come within weight_sync.deadline_s={self.deadline_s:.0f}: "
-                f"{what}. For each of them, read its log, and check that it still runs and that it can reach "
-                f"{self._me}'s node"
-            ) from None
+        until = time.monotonic() + self.deadline_s
+        pause_s = _FIRST_PAUSE_S
+        # The store's own wait cannot be ended by another thread.
+        while not self.store.check(keys):
+            self.check()
+            if time.monotonic() >= until:
+                raise TimeoutError(
+                    f"{', '.join(self.missing(where))} did not come within weight_sync.deadline_s="
+                    f"{self.deadline_s:.0f}: {what}. For each of them, read its log, and check that it still runs and "
+                    f"that it can reach {self._me}'s node"
+                )
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def check(self) -> None:
+        """Raise RuntimeError if another thread has ended the push."""
+        if self.ended is not None:
+            raise RuntimeError(self.ended)
 
     def missing(self, where: str) -> list[str]:
         """Return the names of the members that have not reached the stage `where`."""
@@ -125,14 +140,17 @@ class GlooGroup:
         self._options = distributed.BroadcastOptions()
         self._options.rootRank, self._options.rootTensor = SENDER, 0
 
-    def send(self, number: int, parts: Sequence[Tensor]) -> None:
-        """Send parts of a bucket, uint8 on the CPU. Return when all receivers have these parts.
+    def start_sending(self, parts: Sequence[Tensor]) -> list[distributed.Work]:
+        """Start to send parts of a bucket, uint8 on the CPU. Do not change them before `finish_sending`."""
+        return [self._start(part) for part in parts]
+
+    def finish_sending(self, works: Sequence[distributed.Work], number: int) -> None:
+        """Wait until all receivers have the parts of bucket `number`.
 
         Raises:
             TimeoutError: the parts were not sent within the deadline; the message names the members.
             RuntimeError: a connection broke.
         """
-        works = [self._start(part) for part in parts]
         for work in works:
             self._finish(work, f"sending bucket {number}")
 

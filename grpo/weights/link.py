@@ -32,6 +32,10 @@ class Remote(Protocol[Subject]):
         """Start `verb(subject, *arguments)` in that process; return a reference to its result."""
         ...
 
+    def start_aside(self, verb: Callable[[Subject, *More], Any], *arguments: *More) -> Any:
+        """Start `verb(subject, *arguments)` in another thread of that process, beside a call that has not ended."""
+        ...
+
 
 class SendingRank(Protocol):
     """The part of a learner rank that a link calls."""
@@ -53,8 +57,10 @@ class Receiver(Protocol):
 class WaitFor(Protocol):
     """The type of the function `grpo.cluster.waiting.wait_for`."""
 
-    def __call__(self, references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
-        """Return all results, or raise TimeoutError."""
+    def __call__(
+        self, references: Sequence[Any], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
+    ) -> list[Any]:
+        """Return all results, or raise TimeoutError. Until then, call `meanwhile` again and again."""
         ...
 
 
@@ -118,6 +124,7 @@ class WeightLink:
         wait_for: WaitFor,
         *,
         sparse: bool = False,
+        lost: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Begin without connections; the first push connects.
 
@@ -128,7 +135,10 @@ class WeightLink:
             deadline_s: longest wait for any part of a push, in seconds.
             wait_for: function that waits for the results of calls to actors.
             sparse: whether a push sends only the changes since the last push, if the generators got the last push.
+            lost: function that describes the generator that was lost during this push; None if no generator was lost.
+                It is called while the learner sends.
         """
+        self._lost = lost
         self._transport: GroupTransport = transport
         self._targets = Targets(receivers)
         self._sparse = sparse
@@ -148,6 +158,7 @@ class WeightLink:
 
         Raises:
             TimeoutError: a member did not connect or was not ready; the message names the member.
+            RuntimeError: a generator was lost, so the learner has ended the push.
         """
         try:
             self.join(ranks)
@@ -161,7 +172,9 @@ class WeightLink:
                     yield dataclasses.replace(numbered, handles=tuple(handles))
                 else:
                     yield numbered
-                    self._wait(sending, f"bucket {numbered.number} to be gathered and sent by the learner")
+                    self._wait_for_sender(
+                        ranks, sending, f"bucket {numbered.number} to be gathered and sent by the learner"
+                    )
         except BaseException:
             # Connections of an interrupted push cannot be used again, so the next push makes new connections.
             self._joined = []
@@ -200,9 +213,25 @@ class WeightLink:
             for place, receiver in enumerate(receivers)
         ]
         # The learner's error names the missing member, so wait for the learner first.
-        self._wait(joining, "the learner to connect to the generators")
+        self._wait_for_sender(ranks, joining, "the learner to connect to the generators")
         self._wait(coming, "the generators to connect to the learner")
         self._joined = receivers
+
+    def _wait_for_sender(self, ranks: Sequence[Remote[SendingRank]], sending: Sequence[Any], what: str) -> None:
+        """Wait for calls of the learner that wait for generators. If a generator is lost, end these calls at once."""
+        ending: list[Any] = []
+
+        def end_if_lost() -> None:
+            if not ending and (lost := self._lost()):
+                reason = f"the push of weights was ended, because {lost}"
+                ending.extend(rank.start_aside(lambda rank, why: rank.outlet.abort(why), reason) for rank in ranks)
+
+        try:
+            self._wait_for(sending, self._deadline_s + GRACE_S, what, end_if_lost)
+        finally:
+            # The next push makes new connections, which a late abort must not end.
+            if ending:
+                self._wait(ending, "the learner to end the push")
 
     def _wait(self, references: Sequence[Any], what: str) -> list[Any]:
         return self._wait_for(references, self._deadline_s + GRACE_S, what)

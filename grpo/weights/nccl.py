@@ -21,8 +21,11 @@ def nccl_communicator(roll: RollCall, device: torch.device) -> PyNcclCommunicato
     roll.arrive("join")
     roll.wait_for_others("join", "joining the group that carries the weights")
     group = StatelessProcessGroup(roll.rank, len(roll.members), PrefixStore("nccl", roll.store))
+    # vLLM gives this thread a new current stream. The learner must continue on the stream of its own tensors.
+    stream = torch.cuda.current_stream(device)
     with unpinned_nccl_env():
         communicator = PyNcclCommunicator(group, device)
+    torch.cuda.set_stream(stream)
     if communicator.disabled:
         raise RuntimeError(
             "weight_sync.transport=nccl: vLLM could not load NCCL here, or VLLM_DISABLE_PYNCCL is set; install NCCL "

@@ -32,7 +32,7 @@ class WeightOutlet:
         self._sender: Sender | None = None
 
     def tensors(self) -> list[TensorInfo]:
-        """Return the name, dtype and whole shape of every tensor. A tied tensor is listed once for each name."""
+        """Return the names, dtype and whole shape of every tensor. A tied tensor is listed once, with all its names."""
         return self._weights.infos()
 
     def files(self, bucket_bytes: int) -> Iterator[np.ndarray]:
@@ -75,6 +75,11 @@ class WeightOutlet:
         """Gather a bucket and send it to the generators (`Sender.send`). All ranks must call this together."""
         assert self._sender is not None
         return self._sender.send(bucket)
+
+    def abort(self, reason: str) -> None:
+        """End a push that waits for a lost generator (`Sender.abort`). Another thread may call this."""
+        if self._sender is not None:
+            self._sender.abort(reason)
 
     def release(self) -> None:
         """Release memory that only generators read. Call this after the generators have loaded all buckets."""

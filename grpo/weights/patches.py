@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from grpo.weights.buckets import Bucket, TensorInfo, file_header
@@ -156,7 +155,10 @@ class PatchWriter:
                         hashes[info.name] = _hash(self._sent[info.name])
         if not self._wanted:
             return None
-        described = [(info.name, info.dtype, list(info.shape), hashes[info.name]) for info in bucket.tensors]
+        described = [
+            (info.name, info.dtype, list(info.shape), list(info.further_names), hashes[info.name])
+            for info in bucket.tensors
+        ]
         file = _safetensors(arrays, {"tensors": json.dumps(described)})
         self.pushed.nbytes += file.nbytes
         return file
@@ -194,8 +196,8 @@ class PatchReader:
         """
         arrays, metadata = _arrays(file)
         read = []
-        for name, dtype, shape, expected in json.loads(metadata["tensors"]):
-            info = TensorInfo(name, dtype, tuple(shape))
+        for name, dtype, shape, further_names, expected in json.loads(metadata["tensors"]):
+            info = TensorInfo(name, dtype, tuple(shape), tuple(further_names))
             copy = self._update(info, arrays)
             if _hash(copy) != expected:
                 raise self._differs(name, "has another hash than the learner's tensor after its changes")
@@ -240,6 +242,9 @@ def _bits_of(tensor: Tensor) -> np.ndarray:
 
 def _hash(bits_E: np.ndarray) -> str:
     """Return a hash of the bits. The hash detects mistakes, but does not stop an attacker."""
+    # A learner that pushes whole tensors does not need the library.
+    import xxhash
+
     return xxhash.xxh3_64_hexdigest(bits_E.data)
 
 

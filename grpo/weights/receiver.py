@@ -40,17 +40,18 @@ class BucketReceiver:
         self._group.arrive(bucket.number)
         works = self._group.start_receiving([torch.from_numpy(part) for part in parts])
         block: list[tuple[str, Tensor]] = []
-        name = ""
+        block_name = ""
         for message, part, work in zip(expected, parts, works, strict=True):
             self._group.finish_receiving(work, bucket.number)
             for start, info in zip(message.starts, message.tensors, strict=True):
-                if block and info.block != name:
+                if block and info.block != block_name:
                     load(block)
                     block = []
-                name = info.block
+                block_name = info.block
                 offset = start - message.start
                 tensor = torch.from_numpy(part[offset : offset + info.nbytes])
-                block.append((info.name, tensor.view(getattr(torch, info.dtype)).view(info.shape)))
+                whole = tensor.view(getattr(torch, info.dtype)).view(info.shape)
+                block += [(name, whole) for name in info.names]
         load(block)
 
     def _receive_changes(self, bucket: Bucket, load: Callable[[list[tuple[str, Tensor]]], object]) -> None:
@@ -61,7 +62,7 @@ class BucketReceiver:
         self._receive_all(file, bucket.number)
         tensors = self._patches.read(file.numpy())
         for _, block in itertools.groupby(tensors, lambda pair: pair[0].block):
-            load([(info.name, tensor) for info, tensor in block])
+            load([(name, tensor) for info, tensor in block for name in info.names])
 
     def _receive_all(self, memory: Tensor, number: int) -> None:
         (work,) = self._group.start_receiving([memory])

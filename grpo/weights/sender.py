@@ -35,6 +35,13 @@ class Sender(Protocol):
         """Release memory that only generators read. Call this after the generators have read all of this memory."""
         ...
 
+    def abort(self, reason: str) -> None:
+        """End a push that waits for a lost receiver. The push raises RuntimeError with this reason.
+
+        Another thread calls this while `join` or `send` waits.
+        """
+        ...
+
     def close(self) -> None:
         """End the connections. `open` may be called again after this."""
         ...
@@ -60,6 +67,11 @@ class GroupSender:
 
     def release(self) -> None:
         """Do nothing, because generators read no memory of this rank: they have received all bytes."""
+
+    def abort(self, reason: str) -> None:
+        """End a wait for receivers."""
+        if self._roll is not None:
+            self._roll.ended = reason
 
     def close(self) -> None:
         """End the connections."""

@@ -22,8 +22,8 @@ Gather = Callable[[list[nn.Parameter]], AbstractContextManager[None]]
 class PolicyWeights:
     """Every tensor of a policy, by its Hugging Face name, in the dtype of the push, with the adapters merged.
 
-    A tied tensor is listed once for each of its names, because on a CPU, vLLM keeps a separate output head even if
-    the configuration ties the head to the embeddings.
+    A tied tensor travels once, with all of its names. On a CPU, vLLM keeps a separate output head even if the
+    configuration ties the head to the embeddings, so a receiver loads the tensor under every name.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, gather: Gather | None = None) -> None:
@@ -45,9 +45,16 @@ class PolicyWeights:
         return self._gather is not None
 
     def infos(self) -> list[TensorInfo]:
-        """Return the name, dtype and whole shape of every tensor. This gathers no tensors."""
-        name = str(self._dtype).removeprefix("torch.")
-        return [TensorInfo(tensor.name, name, _whole_shape(tensor.parameter)) for tensor in self._tensors().values()]
+        """Return the names, dtype and whole shape of every tensor. This gathers no tensors."""
+        dtype = str(self._dtype).removeprefix("torch.")
+        same: dict[tuple[int, ...], list[PolicyTensor]] = {}
+        for tensor in self._tensors().values():
+            # Two names of one parameter are one tensor, unless adapters change them in different ways.
+            same.setdefault(tuple(id(part) for part in tensor.parts), []).append(tensor)
+        return [
+            TensorInfo(first.name, dtype, _whole_shape(first.parameter), tuple(other.name for other in others))
+            for first, *others in same.values()
+        ]
 
     @contextlib.contextmanager
     def whole(self, names: Sequence[str]) -> Iterator[list[Tensor]]:

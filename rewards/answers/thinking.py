@@ -9,7 +9,9 @@ from collections.abc import Sequence
 Tags = tuple[tuple[str, str], ...]
 
 # Built-in verifiers that read an answer, and so have the option `thinking`.
-READ_AFTER_THINKING = frozenset(("choice", "code", "exact", "math", "numeric", "ordered_list", "reasoning_gym"))
+READ_AFTER_THINKING = frozenset(
+    ("choice", "code", "exact", "instructions", "math", "numeric", "ordered_list", "reasoning_gym")
+)
 DEFAULT_TAGS: Tags = (
     *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "reasoning", "seed:think")),
     ("[THINK]", "[/THINK]"),

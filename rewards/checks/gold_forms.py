@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rewards.checks.gold_questions import Ask
+from rewards.selection import place_of
 from rewards.verifiers.numeric import rational
 
 # One call of a pool: (name of the verifier, completion, reference, other columns of the row).
@@ -40,6 +41,11 @@ class GoldRow:
     prompt: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     verifier: str = ""
+
+    @property
+    def place(self) -> str:
+        """The name for messages."""
+        return place_of(self.name)
 
 
 class Answering(Protocol):

@@ -32,7 +32,7 @@ class UnusableReference:
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.row.name}: {shown(self.row.reference)}: {self.problem}"
+        return f"{self.row.place}: {shown(self.row.reference)}: {self.problem}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 # Seconds for which a surplus worker must be free before it is ended. Until then, it can be used without a new fork.
 _SURPLUS_S = 1.0
 
+# Number of times that a call may be sent to a worker that is dead already, until such a death counts against the call.
+_MOST_UNDELIVERED = 20
+
 
 class Calls:
     """The workers of ordinary verifiers; used by the supervising thread alone.
@@ -125,10 +128,16 @@ class Calls:
         logger.warning("worker %d died at stage %r%s", worker.process.pid, stage, f": {cause}" if cause else "")
         if isinstance(worker.state, Starting):
             self._forks.came_up(False)
+        delivered = not isinstance(worker.state, Busy) or worker.got_the_call()
         current = self._remove(worker)
         if current is None or current.ghost:
             return
         job = current.job
+        if not delivered and job.undelivered < _MOST_UNDELIVERED and not cause:
+            # The worker was dead before the call reached it, so the call has no part in this death.
+            job.undelivered += 1
+            self._queue.appendleft(job)
+            return
         job.deaths += 1
         if job.deaths <= self._limits.replays and not cause:
             self._recorder.event("replayed")

@@ -27,6 +27,7 @@ class PoolJob:
         lists: columns with a value for each completion; None if the job is not a call of a group verifier.
         futures: a future for each completion.
         deaths: number of workers that died while they ran the call.
+        undelivered: number of workers that died before the call reached them.
         begun: whether the call was given to a worker.
     """
 
@@ -38,6 +39,7 @@ class PoolJob:
     lists: Mapping[str, Sequence[Any]] | None = None
     futures: list[Future[Verdict]] = field(default_factory=list)
     deaths: int = 0
+    undelivered: int = 0
     begun: bool = False
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import json
 import os
 import pickle
@@ -45,22 +46,27 @@ def die_with_parent(parent: int) -> None:
 
 def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
     """The loop of a worker: read batches, run the calls that are not revoked, and answer each call when it ends."""
-    while True:
+    for number in itertools.count(1):
         header = wire.receive_exactly(connection, wire.LENGTH.size)
-        body = wire.receive_exactly(connection, wire.LENGTH.unpack(header)[0]) if header else None
+        if header is None:
+            return
+        page.write_received(number)
+        body = wire.receive_exactly(connection, wire.LENGTH.unpack(header)[0])
         if body is None:
             return
         batch, jobs = pickle.loads(body)
         for identity, name, completions, reference, prompt, lists in jobs:
-            revoked, kept = page.revoked()
-            if batch <= revoked and identity != kept:
-                connection.sendall(wire.encode_reply(["skipped", batch]))
-                break
             verifier = verifiers[name]
             page.write_stage("start")
             hits = verifier.cache_hits
             begun, processor = time.perf_counter(), time.process_time_ns()
+            # First announce the call, then look whether it was taken back. The parent looks after it has taken calls
+            # back. So at least one of the two sees the other, and the call does not also run in another worker.
             page.write_begun(identity, processor)
+            revoked, kept = page.revoked()
+            if batch <= revoked and identity != kept:
+                connection.sendall(wire.encode_reply(["skipped", batch]))
+                break
             if lists is None:
                 verdicts = [verifier(completions[0], reference, prompt)]
             else:
@@ -111,6 +117,8 @@ def main(arguments: list[str]) -> int:
     control_descriptor, parent, bare = int(arguments[0]), int(arguments[1]), "bare" in arguments[2:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(parent)
+    # The log gets whole lines, also those of a worker that is killed later.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     control = socket.socket(fileno=control_descriptor)
     setup = pickle.loads(sys.stdin.buffer.read()) if not bare else pickle.loads(_read_saved(int(arguments[3])))
     sys.path[:] = setup["path"]

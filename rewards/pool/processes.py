@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,10 @@ _CONTROL_BYTES = 1 << 16
 # The low bits of the identity of a process's clock. The other bits are the inverted process id; see
 # clock_getcpuclockid(3).
 _PROCESS_CLOCK = 2
+# Most bytes that are read at once of what verifiers print. A longer line becomes several records of the log.
+_PRINTED_BYTES = 1 << 14
+
+logger = logging.getLogger(__name__)
 
 
 class NurseryError(Exception):
@@ -60,16 +66,20 @@ class WorkerNursery:
         # One thread per process, because a process with several threads cannot be forked safely, and some libraries
         # start threads at import.
         single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        printed, output = os.pipe()
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "rewards.pool.nursery", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.PIPE,
+                stdout=output,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 env={**os.environ, **single, "PYTHONPATH": path},
             )
         finally:
             theirs.close()
+            os.close(output)
+            _log_printed(printed)
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(setup)
@@ -229,3 +239,26 @@ def import_hint(page: SharedPage) -> str:
     if not module:
         return ""
     return f"; it was importing {module!r}: at the top of the verifier's file an import runs once, before workers start"
+
+
+def _log_printed(descriptor: int) -> None:
+    """Log the lines that arrive at a pipe, in a thread that ends with the pipe.
+
+    Args:
+        descriptor: standard output of the nursery and of its workers. They would wait if nobody read it.
+    """
+
+    def run() -> None:
+        rest = b""
+        while chunk := os.read(descriptor, _PRINTED_BYTES):
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) >= _PRINTED_BYTES:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                logger.info("a verifier printed: %s", line.decode("utf-8", "replace"))
+        if rest:
+            logger.info("a verifier printed: %s", rest.decode("utf-8", "replace"))
+        os.close(descriptor)
+
+    # The thread reads the descriptor itself, because a file object has a lock, which the interpreter needs at its end.
+    threading.Thread(target=run, name="verifier-prints", daemon=True).start()

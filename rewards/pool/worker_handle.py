@@ -157,8 +157,8 @@ class WorkerHandle:
     def skipped(self, batch: int) -> list[PoolJob]:
         """Busy -> Busy or Free: the worker has dropped the rest of a batch that was taken back.
 
-        The first call was not taken back, because it seemed to be running. If the worker had not begun the first
-        call, return this call, so that another worker can get it.
+        A call that seemed to be running was not taken back. If the worker had not begun this call, return it, so that
+        another worker can get it.
         """
         busy = self._busy()
         assert busy.pace >= Pace.ALONE, busy
@@ -178,7 +178,12 @@ class WorkerHandle:
         jobs = []
         if busy.pace is Pace.FRESH:
             self.process.page.revoke(self.last_batch, busy.current.job.identity)
-            for entry in list(busy.sent)[1:]:
+            # The worker may be ahead of its answers that were read here. If the calls that it has begun were given to
+            # another worker too, they would run twice. If it skips the last of them, `skipped` gives that call back.
+            identities = [entry.job.identity for entry in busy.sent]
+            begun, _ = self.process.page.begun()
+            first = identities.index(begun) + 1 if begun in identities else 1
+            for entry in list(busy.sent)[first:]:
                 entry.ghost = True
                 jobs.append(entry.job)
         self.state = replace(busy, pace=pace)
@@ -191,6 +196,10 @@ class WorkerHandle:
                 self.state = replace(busy, pace=Pace.HELD_BACK)
             case Busy(pace=Pace.HELD_BACK) as busy if not others and self.process.set_idle(False):
                 self.state = replace(busy, pace=Pace.UNUSUAL)
+
+    def got_the_call(self) -> bool:
+        """Whether the worker has read from the socket, at least in part, the message with its first call."""
+        return self._busy().current.batch <= self.process.page.received()
 
     def extend(self) -> None:
         """Busy -> Busy: the first call gets its deadline a second time."""

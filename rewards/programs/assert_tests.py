@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from rewards.programs.same_process import needs_same_process
+from rewards.written_values import value_of
 from sandbox import AssertTest, Test
 from sandbox.assert_code import PROGRAM_MODULE, bound_names, names_lacking, read_names, without_main_guard
 
@@ -200,12 +201,7 @@ def _imported(code: str) -> frozenset[str]:
 
 
 def _libraries(row: Mapping[str, Any]) -> set[str]:
-    libraries = row.get("libs")
-    if isinstance(libraries, str):
-        try:
-            libraries = ast.literal_eval(libraries)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return set()
+    libraries = value_of(row.get("libs"))
     if not isinstance(libraries, list | tuple) or "entry_point" not in row:
         return set()
     return {str(library).partition(".")[0] for library in libraries}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from rewards.written_values import value_of
 
 # The keys are columns with Python solutions. The values are other columns. If there are any, the row must
 # have at least one of them, because the name of the key is common in other data sets too.
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "canonical_solution": (),  # HumanEval, BigCodeBench
     "code": ("test_list",),  # MBPP
-    "solutions": ("input_output", "public_test_cases", "public_tests"),  # APPS, TACO, CodeContests
+    "solutions": ("input_output", "public_test_cases", "public_tests", "tests"),  # APPS, TACO, CodeContests, DeepCoder
+    "gold_standard_solution": ("verification_info",),  # SYNTHETIC-1
 }
 # Columns with the head of the function, for solutions that consist only of the body of the function.
 _STUBS = ("prompt", "code_prompt", "complete_prompt")
@@ -30,8 +31,8 @@ def gold_programs(row: Mapping[str, Any], language: str, column: str | None = No
         row: columns of the row.
         language: language of the programs.
         column: name of the column with the solutions, whose value is a text, a list of texts, or a list as JSON. For
-            Python, None means the column of HumanEval, BigCodeBench, MBPP, APPS, TACO or CodeContests. The empty text
-            means that there is no such column.
+            Python, None means a column of a known data set (`_COLUMNS`). The empty text means that there is no such
+            column.
     """
     if column is None:
         known = _COLUMNS if language == "python" else {}
@@ -45,10 +46,7 @@ def _beside(tests: Sequence[str], row: Mapping[str, Any]) -> bool:
 
 
 def _texts(value: Any, languages: Collection[Any]) -> list[str]:
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        # A text that begins with a bracket may be a program and not JSON.
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(value)
+    value = value_of(value)
     if isinstance(value, Mapping):
         # CodeContests has two lists: the solutions, and the language of each solution.
         written, texts = value.get("language"), value.get("solution")

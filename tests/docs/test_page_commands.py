@@ -14,19 +14,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import uvicorn
 from click.testing import Result
 from docs_pages import PAGES, ROOT, block, commands
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
+from fake_hub import gsm8k_rows, stand_in
 from fake_sampler import FakeSampler
+from page_stand_ins import Local, looked_at
 from simulated_run import write_run
 from tiny_policy import PRINTABLE, make_tiny_policy
 from typer.testing import CliRunner
@@ -50,14 +49,9 @@ OWN = {
     "...": QUICK,
 }
 TARGETS = "local|slurm|kuberay|ray"
-LAUNCH = (
-    "launch.nodes=1",
-    "launch.gpus_per_node=0",
-    "launch.cpus_per_node=8",
-    "launch.storage=/",
-    "launch.memory_gib_per_node=8",
-)
-KUBERNETES = ("launch.image=x/y:1", "launch.kuberay.storage_claim=shared", "launch.slurm.container=pyxis")
+LAUNCH = ("launch.nodes=1", "launch.gpus_per_node=0", "launch.cpus_per_node=8", "launch.storage=/")
+# What Kubernetes needs besides.
+KUBERNETES = ("launch.image=x/y:1", "launch.kuberay.storage_claim=shared", "launch.memory_gib_per_node=8")
 BRIEF = ("--max-tokens", "64")
 CHECKED = ("policy.path=runs/quickstart_sft/policy", "--gold-limit", "20")
 SWEEP = ("--steps", "2")
@@ -65,11 +59,11 @@ SWEEP = ("--steps", "2")
 HERE: dict[str, tuple[str, ...]] = {
     "grpo check CONFIG [KEY=VALUE]...": CHECKED,
     "grpo check CONFIG": CHECKED,
-    f"grpo launch {TARGETS} CONFIG [KEY=VALUE]... [--dry-run]": (*LAUNCH, *KUBERNETES),
-    "grpo launch TARGET CONFIG ...": (*LAUNCH, *KUBERNETES, "--dry-run"),
-    "grpo launch slurm|kuberay|ray|local CONFIG": (*LAUNCH, *KUBERNETES, "--dry-run"),
+    f"grpo launch {TARGETS} CONFIG [KEY=VALUE]... [--dry-run]": LAUNCH,
+    "grpo launch TARGET CONFIG ...": (*LAUNCH, "--dry-run"),
+    "grpo launch slurm|kuberay|ray|local CONFIG": (*LAUNCH, "--dry-run"),
     "grpo launch slurm CONFIG": (*LAUNCH, "--dry-run"),
-    "grpo launch kuberay CONFIG": (*LAUNCH, *KUBERNETES, "--dry-run"),
+    "grpo launch kuberay CONFIG": (*LAUNCH, "--dry-run"),
     "grpo launch ray CONFIG": (*LAUNCH, "--dry-run"),
     "grpo train CONFIG [KEY=VALUE]...": ("run.folder=runs/first", "train.steps=1"),
     "grpo train configs/quickstart.yaml resume=auto train.steps=80": ("train.steps=3",),
@@ -90,7 +84,7 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo audit RUN": ("--limit", "20"),
     "grpo eval MODEL --task math500": (*BRIEF, "--data", "math500.jsonl", "--out", "evals/brief"),
     "grpo eval runs/quickstart --task math500 --k 8 --temperature 0.6": (),
-    "grpo eval http://localhost:8000/v1 --task aime24 --k 16 --seeds 0,1,2": ("--data", "aime24.jsonl"),
+    "grpo eval http://localhost:8000/v1 --task aime24 --k 16 --seeds 0,1,2": (),
     "grpo eval MODEL --task genes.yaml": BRIEF,
     "grpo eval compare evals/before evals/after": (),
     "grpo eval compare A B": ("--out", "compared.json"),
@@ -109,8 +103,22 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo config --migrating": (),
     "grpo config warm": (),
     "grpo check CONFIG --full": CHECKED,
+    "grpo check configs/gsm8k.yaml policy.path=Qwen/Qwen3-1.7B-Base generator.gpu_memory_share=0.4": (),
+    "grpo check configs/gsm8k.yaml": (),
+    "grpo check configs/gsm8k.yaml --strict": (),
+    "grpo view runs/brief": ("--port", "0"),
+    "grpo view runs/gsm8k runs/rate_3e-6": ("--port", "0"),
+    "grpo eval deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task math500 --like deepseek-r1 --k 4 --out "
+    "evals/published": (),
+    "grpo eval runs/gsm8k --task math500 --like deepseek-r1 --k 4 --out evals/trained": (),
+    "grpo eval compare evals/published evals/trained": (),
+    "grpo eval http://localhost:8000/v1 --task aime24 --like qwen3-thinking --out evals/served "
+    '"endpoint.extra_body={chat_template_kwargs: {enable_thinking: true}}"': (),
+    "grpo eval runs/gsm8k --task math500 --out evals/own": (),
+    "grpo eval http://localhost:8000/v1 --task math500 --k 4 --out evals/server": (),
 }
 REAL = "tests/engines/test_train_runs.py"
+GPU = "needs a GPU; tests/docs/test_pages.py loads it"
 PROGRAMS = "tests/engines/test_code_quickstart.py"
 # A page's command that is not run here: where it is, or why it is nowhere.
 ELSEWHERE = {
@@ -126,8 +134,13 @@ ELSEWHERE = {
     "grpo profile CONFIG [KEY=VALUE]... # a few steps: where the time goes, by phase and operator, and what to try "
     "next": f"{REAL}: with mine.yaml",
     "grpo check CONFIG --cluster": "tests/grpo/cluster/test_preflight.py, and its probes in tests/engines/test_ray.py",
-    "grpo train configs/gsm8k.yaml": "needs the hub and a GPU; tests/docs/test_pages.py loads it",
+    "grpo train configs/gsm8k.yaml": GPU,
     "grpo train configs/math_8gpu.yaml": "needs the hub and eight GPUs; tests/docs/test_pages.py loads it",
+    "grpo check configs/gsm8k.yaml --cluster": "tests/grpo/cluster/test_preflight.py: needs a GPU with this config",
+    "grpo train configs/gsm8k.yaml run.folder=runs/brief train.steps=5 evaluation.every=5": GPU,
+    "grpo train configs/gsm8k.yaml run.folder=runs/rate_3e-6 learner.learning_rate=3e-6": GPU,
+    "grpo profile configs/gsm8k.yaml": GPU,
+    "grpo push runs/gsm8k me/gsm8k-1.5b": "needs the hub; tests/grpo/policy/test_push.py: with a stand-in for the hub",
     "grpo sft configs/quickstart_sft.yaml": REAL,
     "grpo train configs/quickstart.yaml": REAL,
     "grpo sft configs/code_quickstart_sft.yaml": PROGRAMS,
@@ -165,9 +178,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         *({"problem": f"{n}+1=?", "answer": str(n + 1)} for n in range(3)),
         {"problem": "1+" * 600 + "1=?", "answer": "601"},
     ]
-    (folder / "aime24.jsonl").write_text(rows({"problem": "1+1=?", "answer": "2"}, {"problem": "2+1=?", "answer": "3"}))
-    sums = [{"question": f"{n} and {n}?", "answer": f"They are {2 * n}.\n#### {2 * n}"} for n in range(8)]
-    (folder / "gsm8k_train.jsonl").write_text(rows(*sums))
+    (folder / "gsm8k_train.jsonl").write_text(rows(*gsm8k_rows(8)))
     (folder / "genes.yaml").write_text(block("evaluation.md", "yaml", "# genes.yaml"))
     asked = {"question": "the guardian of the genome", "symbol": "TP53", "organism": "human"}
     (folder / "genes.jsonl").write_text(
@@ -186,36 +197,21 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        # No test asks the hub. It would answer with rows like these; the last does not fit into the policy's context.
-        load_dataset, hub = datasets.load_dataset, {"HuggingFaceH4/MATH-500": published}
-        patched.setattr(
-            "grpo.data.rows.datasets.load_dataset",
-            lambda name, *words, **named: (
-                datasets.Dataset.from_list(hub[name]) if name in hub else load_dataset(name, *words, **named)
-            ),
-        )
+        # No test asks the hub. Its rows have these columns; the last of MATH-500 exceeds the policy's context.
+        sets = {"HuggingFaceH4/MATH-500": published, "HuggingFaceH4/aime_2024": published[:2]}
+        stand_in(patched, folder / "hub", {**sets, "openai/gsm8k": gsm8k_rows(80)})
         patched.setattr("grpo.run.training.Cluster", Cluster(Learner()))
         patched.setattr("grpo.evaluation.jobs.EngineSampler", Local(said))
         patched.setattr("grpo.evaluation.jobs.EndpointSampler", FakeSampler(said))
         patched.setattr(uvicorn.Server, "run", looked_at(uvicorn.Server.run))
         done = run("train", QUICK, "train.steps=2", "evaluation.every=2", "report.trackers=[]")
         assert done.exit_code == 0, done.output
-        for seed in range(3):
-            shutil.copytree(folder / "runs" / "quickstart", folder / "runs" / f"seed_{seed}")
+        for name in ("seed_0", "seed_1", "seed_2", "brief", "gsm8k", "rate_3e-6"):
+            shutil.copytree(folder / "runs" / "quickstart", folder / "runs" / name)
         for name in ("before", "after"):
             words = ("--task", "math500", "--data", "math500.jsonl", "--out", f"evals/{name}", "--k", "2", *BRIEF)
             assert run("eval", "runs/quickstart", *words).exit_code == 0
         yield folder
-
-
-class Local(FakeSampler):
-    """Stands in for `EngineSampler(settings, model, tokens)`, which is closed at the end."""
-
-    def __enter__(self) -> Local:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def rows(*found: dict[str, str]) -> str:
@@ -224,24 +220,6 @@ def rows(*found: dict[str, str]) -> str:
 
 def said(question: Question) -> str:
     return "It is \\boxed{2}, or TP53" if question.seed % 3 else "\\boxed{3}"
-
-
-def looked_at(serve: Any) -> Any:
-    """Serves in a thread, as long as it takes to ask for the page and the curves of all runs."""
-
-    def run(server: uvicorn.Server, sockets: Sequence[Any]) -> None:
-        thread = threading.Thread(target=serve, args=(server, sockets))
-        thread.start()
-        address = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
-        with urllib.request.urlopen(address, timeout=20) as page:
-            assert b"VeriGRPO" in page.read()
-        with urllib.request.urlopen(f"{address}/api/overview", timeout=20) as answer:
-            names = [one["name"] for one in json.load(answer)["runs"]]
-        print(f"looked at {' '.join(names)}")
-        server.should_exit = True
-        thread.join(20)
-
-    return run
 
 
 def run(*words: str) -> Result:
@@ -257,12 +235,16 @@ SAYS = {
     "grpo check CONFIG": "20 gold answers",
     "grpo audit RUN": "decided by both",
     "grpo eval MODEL --task math500": "pass@",
-    "grpo eval runs/quickstart --task math500 --k 8 --temperature 0.6": "1 whose prompt fills it; these count as not",
+    "grpo eval runs/quickstart --task math500 --k 8 --temperature 0.6": "problems fill it with their prompt",
     "grpo eval MODEL --task genes.yaml": "genes",
+    "grpo eval http://localhost:8000/v1 --task aime24 --like qwen3-thinking --out evals/served "
+    '"endpoint.extra_body={chat_template_kwargs: {enable_thinking: true}}"': "pass@64",
     "grpo eval http://localhost:8000/v1 --task aime24 --k 16 --seeds 0,1,2": "maj@",
     "grpo eval compare A B": "shared problems",
     "grpo eval tasks": "--like deepseek-r1",
     "grpo eval tasks --long": "amc23: The 83 problems",
+    "grpo check configs/gsm8k.yaml policy.path=Qwen/Qwen3-1.7B-Base generator.gpu_memory_share=0.4": "31.34 GiB",
+    "grpo check configs/gsm8k.yaml --strict": "160 of 160 gold answers",
     "grpo simulate CONFIG --from RUN": "GPUs",
     "grpo config rollout": "max_policy_lag",
 }
@@ -292,7 +274,7 @@ def test_it_runs_as_it_stands_there(command: str, reader: Path) -> None:
     if "lora" in command:
         pytest.importorskip("peft", reason="the extra `lora` is not installed")
     for words in typed(command):
-        done = run(*words, *HERE[command])
+        done = run(*words, *HERE[command], *(KUBERNETES if "kuberay" in words else ()))
         assert done.exit_code == 0, (words, done.output[-3000:])
         assert SAYS.get(command, "") in done.output
     assert (reader / LEAVES.get(command, "")).exists()

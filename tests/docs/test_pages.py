@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import typer
 import yaml
 from docs_pages import PAGES, ROOT, block, commands, unpack
+from row_shapes import ALL_SHAPES
 from tiny_policy import PRINTABLE, make_tiny_policy
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
@@ -21,6 +23,8 @@ from grpo.config import DatasetConfig, SftConfig, TrainConfig
 from grpo.config.file import load
 from grpo.config.inputs import dataset_problems
 
+# Keys of data that a reader chooses: the place of the rows, and the words around the question.
+PLACES = {"path", "hub", "subset", "split", "template"}
 # What the pages write where a reader puts something of their own.
 ALTERNATIVES = re.compile(r"\S+\|\S+")
 OPTIONAL = re.compile(r"\[[^\]]*\]\.*|\.\.\.")
@@ -85,7 +89,7 @@ def test_commands_with_a_configuration_of_ours_load_it_with_their_overrides() ->
     for _, command in commands():
         name, words = parsed(command)
         config = next((word for word in words if word.startswith("configs/")), None)
-        if config and name in ("train", "sft", "check"):
+        if config and name in ("train", "sft", "check", "profile"):
             overrides = [word for word in words[words.index(config) + 1 :] if "=" in word and not word.startswith("-")]
             schema = SftConfig if "_sft" in config else TrainConfig
             load(schema, ROOT / config, overrides)
@@ -109,19 +113,55 @@ def test_the_run_on_ones_own_file_passes_its_check(newcomer: Path) -> None:
     assert "Put the final number inside \\boxed{}." in checked.output
 
 
-@pytest.mark.parametrize("section", ["hub: openai", "options: {count: 1000}", "every: 10"])
+@pytest.mark.parametrize(
+    "section", ["hub: openai", "options: {count: 1000}", "count: 200", "validation: 200", "ratio: 2"]
+)
 def test_the_sections_of_the_data_page_fit_its_configuration(newcomer: Path, section: str) -> None:
     whole = yaml.safe_load((newcomer / "mine.yaml").read_text()) | yaml.safe_load(block("data.md", "yaml", section))
     (newcomer / "other.yaml").write_text(yaml.safe_dump(whole))
     load(TrainConfig, newcomer / "other.yaml")
 
 
+def test_the_check_shows_each_source_of_the_data_page(newcomer: Path) -> None:
+    worked = [{"question": f"What is {n}+{n}?", "answer": f"twice #### {2 * n}"} for n in range(40)]
+    boxed = [{"problem": f"What is {n}-1?", "solution": f"so \\boxed{{{n - 1}}}"} for n in range(20)]
+    for name, rows in (("gsm8k", [*worked, *worked[:20]]), ("math", boxed)):
+        (newcomer / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = yaml.safe_load((newcomer / "mine.yaml").read_text()) | yaml.safe_load(block("data.md", "yaml", "ratio: 2"))
+    whole["data"]["validation"] = 0.25
+    (newcomer / "other.yaml").write_text(yaml.safe_dump(whole))
+    check = ["check", "other.yaml", "policy.path=policy", "--strict"]
+    checked = CliRunner(env={"COLUMNS": "300"}).invoke(app, check)
+    assert checked.exit_code == 0, checked.output
+    for told in (
+        r"gsm8k training +\d\d prompts; 0 too long and left out; ratio 2, 66.7% of a run's prompts",
+        r"math training +15 prompts; 0 too long and left out; ratio 1, 33.3% of a run's prompts",
+        r"gsm8k held-out +10 prompts",
+        r"gsm8k training: 10 questions are held out for the evaluation \(data\.validation\); \d+ rows repeat",
+        r"20 of 60 rows of data\.sources\.gsm8k repeat the question of an earlier row",
+        r"first math training prompt, as the policy reads it",
+        r"answer on gsm8k: \d\d of \d\d gold answers are `correct`",
+        r"answer on math: 20 of 20 gold answers are `correct`",
+    ):
+        assert re.search(told, checked.output), f"{told} in {checked.output}"
+    # A source whose references are wrong is not hidden by another whose references are right.
+    other = [f"data.sources.math.{setting}" for setting in ("reference_boxed=false", "reference=problem")]
+    wrong = CliRunner(env={"COLUMNS": "300"}).invoke(app, [*check, *other])
+    assert wrong.exit_code == 1 and "a run would not start on these data" in wrong.output, wrong.output
+    assert "verifier 'answer on math'" in wrong.output
+
+
 def test_the_settings_of_published_rows_are_valid() -> None:
     settings = re.findall(r"`(data: \{.*?\})`", (ROOT / "docs" / "data.md").read_text())
-    assert len(settings) >= 12
+    assert len(settings) >= 21
+    shapes = ALL_SHAPES.values()
+    tested = [DatasetConfig.model_validate({"path": "x", **shape.keys}).model_dump(exclude=PLACES) for shape in shapes]
     for setting in settings:
         source = DatasetConfig.model_validate(yaml.safe_load(setting)["data"])
         assert dataset_problems("data", source) == [], setting
+        # The tests of rows use the same keys. Options in columns, and messages, have their own tests.
+        elsewhere = source.messages or (source.choices and source.choices.right)
+        assert source.model_dump(exclude=PLACES) in tested or elsewhere, setting
 
 
 def test_the_generator_of_the_data_page_gives_rows(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from grpo.config.verifiers import specs_of
 from grpo.data.rows import load_rows
 from rewards.build import BUILT_IN, VerifierSpec, build_verifier
 from rewards.compose import combine
+from rewards.named_code import locate
 from rewards.pool import VerifierPool
 from rewards.selection import check_rows, choose
 from rewards.verdict import Status
@@ -116,3 +118,21 @@ def test_a_runs_reasoning_tags_go_to_the_verifiers_that_look_for_answers() -> No
     assert [dict(spec.options) for spec in specs] == [{"thinking": tags}, {"thinking": ["plan"]}, {}]
     assert build_verifier("math", specs[0].options)("<<\\boxed{5}>>\\boxed{6}", "6", {}).status is Status.CORRECT
     assert [dict(spec.options) for spec in specs_of(verifiers)] == [{}, {"thinking": ["plan"]}, {}]
+
+
+def test_the_page_lists_the_places_where_each_verifier_looks() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    table = page[page.index("| verifier | values of `find`") :].partition("\n\n")[0]
+    listed = {}
+    for line in table.splitlines()[2:]:
+        names, *places = (re.findall(r"`(\w+)`", cell) for cell in line.strip("|").split("|"))
+        listed.update(dict.fromkeys(names, places))
+    classes = {name: locate(dotted, name) for name, dotted in BUILT_IN.items()}
+    finding = {name: made for name, made in classes.items() if "find" in inspect.signature(made).parameters}
+    assert sorted(listed) == sorted(finding)
+    for name, (default, further) in listed.items():
+        assert list(inspect.signature(finding[name]).parameters["find"].default) == default
+        with pytest.raises(ValueError, match="find must name one or more of") as caught:
+            finding[name](find=["nowhere"])
+        known = re.findall(r"one or more of (.*); got", str(caught.value))[0].split(", ")
+        assert sorted(known) == sorted(default + further)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,10 @@ import ray
 
 from grpo.cluster.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.cluster.generator_group import GeneratorGroup
+from grpo.cluster.learner_actor import CONCURRENCY_GROUPS as LEARNER_GROUPS
+from grpo.cluster.learner_actor import LearnerActor
 from grpo.cluster.replica import GeneratorLimits
+from grpo.cluster.waiting import RemoteActor
 from grpo.generator.loop import EngineLoop
 from grpo.types import (
     ActorId,
@@ -245,6 +249,85 @@ def test_a_replica_lost_during_an_update_gets_the_weights_when_it_is_back(start:
     started.group.on_restart(lambda index: _push(started.group, index, version=3))
     started.wait_for_restarts(1)
     assert started.group.score([[1, 2]])() == [[[3.0]], [[3.0]]]
+
+
+def test_a_replica_lost_inside_a_push_ends_it_and_all_its_replicas_get_the_weights_anew(
+    start: Callable[..., Started],
+) -> None:
+    """As over gloo or NCCL: the learner's end waits for all receivers, and fails if one is lost."""
+    started = start(2)
+    started.group.on_restart(lambda index: _push(started.group, index, version=3))
+
+    def buckets() -> Iterator[str]:
+        yield "a"
+        assert started.group.lost_in_push() is None
+        os.kill(started.pid(1), signal.SIGKILL)
+        yield "b"
+        until = time.monotonic() + 30
+        while not (lost := started.group.lost_in_push()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        raise RuntimeError(f"the push was ended, because {lost}")
+
+    assert started.group.load_weights(buckets(), 3) == []
+    assert started.group.lost_in_push() is None
+    started.wait_for_restarts(2)
+    assert started.group.score([[1, 2]])() == [[[3.0]], [[3.0]]]
+    (first,) = [line for line in started.told if line.startswith("generator 0 ")]
+    assert "its push was ended, because generator 1 was lost: its process died" in first
+
+
+def test_a_replica_lost_before_a_push_takes_no_part_in_it(start: Callable[..., Started]) -> None:
+    started = start(2)
+    ray.kill(started.actors[1])
+
+    def buckets() -> Iterator[str]:
+        assert [one.handle for one in started.group.actors] == started.actors[:1]
+        yield "a"
+
+    assert started.group.load_weights(buckets(), 3) == ["a"]
+    started.group.on_restart(lambda index: _push(started.group, index, version=3))
+    started.wait_for_restarts(1)
+    for actor in [one.handle for one in started.group.actors]:
+        ray.kill(actor)
+        with pytest.raises(ray.exceptions.RayActorError):
+            while True:
+                ray.get(actor.ready.remote(), timeout=30)
+
+    def nobody() -> Iterator[str]:
+        raise AssertionError("there is nobody to push to")
+        yield ""
+
+    started.group.on_restart(lambda index: _push(started.group, index, version=4))
+    assert started.group.load_weights(nobody(), 4) == []
+    assert started.group.score([[1, 2]])()[0] == [[4.0]]
+
+
+def test_an_error_of_a_push_without_a_loss_is_raised(start: Callable[..., Started]) -> None:
+    def buckets() -> Iterator[str]:
+        yield "a"
+        raise RuntimeError("another tensor than the learner's")
+
+    with pytest.raises(RuntimeError, match="another tensor"):
+        start(1).group.load_weights(buckets(), 3)
+
+
+class WaitingLearner(LearnerActor):
+    """A learner rank that waits until another thread of its process ends the wait."""
+
+    def __init__(self) -> None:
+        self._id = ActorId(ActorKind.LEARNER, 0)
+        self._rank: Any = threading.Event()
+
+
+def test_a_learner_s_second_thread_is_reached_while_the_first_one_waits(ray_running: None) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    handle = ray.remote(concurrency_groups=LEARNER_GROUPS)(WaitingLearner).remote()
+    learner: RemoteActor[Any] = RemoteActor(handle)
+    waiting = learner.start(lambda rank: rank.wait(60), None)
+    ray.get(learner.start_aside(lambda rank: rank.set()), timeout=50)
+    assert ray.get(waiting, timeout=5)
+    ray.kill(handle)
 
 
 def test_beyond_max_restarts_the_run_stops_saying_why(start: Callable[..., Started]) -> None:

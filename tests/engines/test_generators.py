@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from grpo.cluster.cluster import Cluster
 from grpo.cluster.generator_group import GeneratorGroup
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.types import Completion, Prompt, SamplingParams
+from grpo.weights.buckets import further_names_in
 from grpo.weights.sync import TOLERANCES, WeightMismatch, WeightSync
 
 pytestmark = pytest.mark.slow
@@ -121,6 +125,32 @@ def test_fresh_samples_have_ratio_one(pairs: dict[str, Pair], name: str) -> None
     assert metrics["loss"] == pytest.approx(-1.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_a_profile_has_the_operators_of_the_process_that_computes(
+    pairs: dict[str, Pair], name: str, tmp_path: Path
+) -> None:
+    pair = pairs[name]
+    pair.generators.start_profile()
+    sample(pair, prompts(pair.path, 4), seeds=range(4))
+    profiles = pair.generators.stop_profile(str(tmp_path))
+    names = {"tied": ["generator_0.json.gz", "generator_1.json.gz"], "untied": ["generator_0.json.gz"]}[name]
+    assert [profile.trace for profile in profiles] == [tmp_path / name for name in names]
+    for index, profile in enumerate(profiles):
+        assert str(profile.actor) == f"generator {index}" and not profile.on_gpu
+        assert 0 < profile.operators[0].self_s < profile.operators_s
+        assert [one.self_s for one in profile.operators] == sorted(
+            (one.self_s for one in profile.operators), reverse=True
+        )
+        with gzip.open(profile.trace, "rt") as trace:
+            events = json.load(trace)["traceEvents"]
+        # 24 tokens of each of the two layers, whose matrices are multiplied in the model's process.
+        products = [one for one in events if "mm" in str(one.get("name")) or "linear" in str(one.get("name"))]
+        assert len(products) > 24 * 2
+    # The generator can be profiled again.
+    pair.generators.start_profile()
+    assert len(pair.generators.stop_profile(str(tmp_path / "again"))) == len(names)
+
+
 def test_prefixes_that_older_weights_computed_are_not_used_again(pairs: dict[str, Pair]) -> None:
     pair = pairs["tied"]
     # One for each replica, with a first block that both share.
@@ -135,6 +165,18 @@ def test_prefixes_that_older_weights_computed_are_not_used_again(pairs: dict[str
             assert one.spans[0].policy_version == version
             assert row[len(prompt) - 1 :] == pytest.approx(one.logprobs, abs=1e-4)
         pair.learner.step(random_batch(1, seed=version))
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"min_p": 0.999}])
+def test_the_likeliest_token_alone_is_the_greedy_choice(pairs: dict[str, Pair], narrow: dict[str, Any]) -> None:
+    pair = pairs["tied"]
+    asked, seeds = prompts(pair.path, 4), range(4)
+    found = dict(pair.generators.generate(asked, SamplingParams(4, 24, 1.0, **narrow), seeds))
+    greedy = sample(pair, asked, seeds, samples=1, temperature=0.0)
+    whole = sample(pair, asked, seeds)
+    for index, completions in found.items():
+        assert {one.token_ids for one in completions} == {greedy[index][0].token_ids}
+        assert len({one.token_ids for one in whole[index]}) > 1
 
 
 def test_a_seed_fixes_a_completion_whatever_runs_beside_it(pairs: dict[str, Pair]) -> None:
@@ -175,7 +217,7 @@ def test_a_push_arrives_and_its_lack_is_seen(pairs: dict[str, Pair], name: str) 
 
 @dataclass(frozen=True)
 class Lossy:
-    """A learner whose export leaves a tensor out, or spoils one on its way."""
+    """A learner whose export leaves a name of a tensor out, or spoils a tensor on its way."""
 
     learner: LearnerGroup
     dropped: str = ""
@@ -193,12 +235,17 @@ class Lossy:
 
     def export_buckets(self, bucket_bytes: int) -> Iterable[Any]:
         for reference in self.learner.export_buckets(bucket_bytes):
-            tensors = safetensors.torch.load(bytes(ray.get(reference)))
-            tensors.pop(self.dropped, None)
+            file = bytes(ray.get(reference))
+            tensors = safetensors.torch.load(file)
+            header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+            further = further_names_in(header.get("__metadata__"))
+            for names in further.values():
+                if self.dropped in names:
+                    names.remove(self.dropped)
             if self.spoiled and self.spoiled[0] in tensors:
                 tensors[self.spoiled.pop()].add_(0.1)
-            if tensors:
-                yield ray.put(np.frombuffer(safetensors.torch.save(tensors), dtype=np.uint8))
+            lossy = safetensors.torch.save(tensors, {"further_names": json.dumps(further)})
+            yield ray.put(np.frombuffer(lossy, dtype=np.uint8))
 
 
 def test_the_probe_catches_a_tied_head_that_was_not_sent(pairs: dict[str, Pair]) -> None:

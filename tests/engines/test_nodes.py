@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,7 +55,9 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_this_machine_passes(ray_running: None) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("grpo-preflight-*"))
     (outcomes,) = preflight.preflight(CPU, 120).values()
+    assert set(Path(tempfile.gettempdir()).glob("grpo-preflight-*")) <= before
     assert [probe for probe in PROBES if not outcomes[probe].passed] == [], outcomes
     assert "1 node(s)" in outcomes["all-reduce"].told and "proven" in outcomes["weight push"].told
 

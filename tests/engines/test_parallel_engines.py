@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -55,6 +56,18 @@ def test_pushes_reach_every_part_of_an_engine(pair: tuple[LearnerGroup, Generato
         assert sync.push(version, PROBE) < 1e-5
     # One that was lost is passed over until another is in its place.
     assert generators._restarts == 0
+
+
+def test_a_profile_has_each_part_of_an_engine(
+    pair: tuple[LearnerGroup, GeneratorGroup], tied_policy: str, tmp_path: Path
+) -> None:
+    generators = pair[1]
+    generators.start_profile()
+    sampled(generators, tied_policy)
+    profiles = generators.stop_profile(str(tmp_path))
+    names = [f"generator_{replica}_worker_{rank}.json.gz" for replica in range(2) for rank in range(2)]
+    assert [profile.trace for profile in profiles] == [tmp_path / name for name in names]
+    assert all(profile.trace.is_file() and profile.operators_s > 0 for profile in profiles)
 
 
 def sampled(generators: GeneratorGroup, policy: str) -> list[tuple[tuple[int, ...], Completion]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -43,6 +44,14 @@ def settings(folder: Path, launch: Mapping[str, Any], **sections: Any) -> dict[s
 def job(folder: Path, launch: Mapping[str, Any], **sections: Any) -> LaunchJob:
     (folder / "policy").mkdir(exist_ok=True)
     return LaunchJob(TrainConfig.model_validate(settings(folder, launch, **sections)), folder)
+
+
+def idle_nodes() -> set[str]:
+    """The idle nodes of a real Slurm that answers here."""
+    if shutil.which("sbatch") is None:
+        return set()
+    told = subprocess.run(["sinfo", "-hN", "-o", "%N", "-t", "idle"], capture_output=True, text=True, check=False)
+    return set(told.stdout.split()) if told.returncode == 0 else set()
 
 
 @dataclass(frozen=True)

@@ -130,19 +130,20 @@ def test_this_platform_is_accepted(install):
     install.check_platform()
 
 
-def test_missing_compiler(clone, tmp_path):
-    told = run_script(clone, PATH=str(tmp_path / "empty"))
-    assert "No C++ compiler" in told
-    assert "g++, c++, clang++" in told
-    assert "apt-get install g++" in told
+def test_only_the_gpu_environment_needs_a_compiler(clone, tmp_path):
+    told = run_script(clone, arguments=("gpu",), PATH=str(tmp_path / "empty"))
+    assert "No C compiler" in told
+    assert "gcc, cc, clang" in told
+    assert "apt-get install gcc" in told
+    assert "compiler" not in run_script(clone, PATH=str(tmp_path / "empty"))
 
 
 def test_any_compiler_will_do(install, tmp_path, monkeypatch):
-    executable(tmp_path / "bin" / "my-clang++-19", "")
+    executable(tmp_path / "bin" / "my-clang-19", "")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(install.InstallError):
         install.check_compiler()
-    monkeypatch.setenv("CXX", "my-clang++-19 -stdlib=libc++")
+    monkeypatch.setenv("CC", "my-clang-19 -pipe")
     install.check_compiler()
 
 
@@ -545,6 +546,22 @@ def test_a_changed_wheel_is_refused(install, tmp_path):
         assert "INSTALL_UNVERIFIED=1" in str(install.explain("packages", output)), output
 
 
+@pytest.mark.parametrize(("pin", "taken"), [("absl-py==2.5.1", "2.5.1+cpu"), ("exact", "2.5.1")])
+def test_a_local_build_in_a_folder_of_wheels_is_not_what_was_locked(install, tmp_path, pin, taken):
+    """The folder that gives `make install` a torch for CPUs must not give it to `make install-gpu`."""
+    for version in ("2.5.1", "2.5.1+cpu"):
+        with zipfile.ZipFile(tmp_path / f"absl_py-{version}-py3-none-any.whl", "w") as made:
+            folder = f"absl_py-{version}.dist-info"
+            made.writestr(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: absl-py\nVersion: {version}\n")
+            made.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            made.writestr(f"{folder}/RECORD", "")
+    pin = install.exact("absl-py==2.5.1") if pin == "exact" else pin
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent))
+    options = ["--target", str(tmp_path / "target"), "--no-deps", "--no-index", "--find-links", str(tmp_path)]
+    code, output = install.attempt([uv, "--no-cache", "pip", "install", "--no-config", *options, pin])
+    assert code == 0 and (tmp_path / "target" / f"absl_py-{taken}.dist-info").is_dir(), output
+
+
 def lock_versions():
     """What the lock installs under this Python."""
     versions = {}
@@ -634,7 +651,7 @@ def test_install_gpu_makes_an_environment_of_its_own(install, monkeypatch):
     install.install_packages(install.PipSettings([], {}, []))
     assert commands[0] == ["python3", "-m", "venv", str(install.ROOT / ".venv-gpu")]
     file = Path(commands[-1][commands[-1].index("-r") + 1]).read_text()
-    assert "--require-hashes" in commands[-1] and "\ntorch==2.13.0 " in file and "\nvllm==" in file
+    assert "--require-hashes" in commands[-1] and "\ntorch===2.13.0 " in file and "\nvllm==" in file
     assert install.STAMP.parent == install.ROOT / ".venv-gpu"
 
 

@@ -17,13 +17,17 @@ from pydantic import ValidationError
 from grpo.config import TrainConfig
 from launch import kuberay
 
-POD = {"image": "registry.example/verigrpo:0.1", "memory_gib_per_node": 64, "kuberay": {"storage_claim": "shared"}}
+POD = {
+    "image": "registry.example/verigrpo:0.1",
+    "memory_gib_per_node": 64,
+    "venv": None,
+    "kuberay": {"storage_claim": "shared"},
+}
 FULL = {
     **POD,
     "gpus_per_node": 8,
     "cpus_per_node": 32,
-    "interface": "eth0",
-    "environment": {"NCCL_DEBUG": "INFO"},
+    "environment": {"NCCL_DEBUG": "INFO", "NCCL_SOCKET_IFNAME": "eth0"},
     "secrets": [{"name": "WANDB_API_KEY", "kubernetes": {"secret": "wandb", "key": "api-key"}, "file": "/x"}],
     "node_selector": {"gpu": "a100"},
     "max_restarts": 5,

@@ -13,7 +13,8 @@ from launch_configs import job
 from launch import kuberay, ray_job, slurm
 from launch.job import LaunchJob
 
-POD = {"image": "registry.example/verigrpo:0.1", "memory_gib_per_node": 64, "kuberay": {"storage_claim": "shared"}}
+POD = {"image": "x/y:1", "memory_gib_per_node": 64, "venv": None, "kuberay": {"storage_claim": "shared"}}
+ELSEWHERE = [(kuberay.render, POD), (ray_job.render, {})]
 RELATIVE: dict[str, Any] = {
     "run": {"folder": "runs/first"},
     "policy": {"path": "policies/small"},
@@ -91,19 +92,19 @@ def test_one_refusal_names_every_path_outside_the_storage(tmp_path: Path) -> Non
     slurm.render(job(tmp_path, {"storage": str(storage), "shared_folders": [str(tmp_path)]}, **sections))
 
 
-@pytest.mark.parametrize("render", [kuberay.render, ray_job.render])
+@pytest.mark.parametrize(("render", "launch"), ELSEWHERE)
 def test_a_job_that_starts_elsewhere_needs_its_files_on_the_storage(
-    tmp_path: Path, render: Callable[[LaunchJob], str]
+    tmp_path: Path, render: Callable[[LaunchJob], str], launch: dict[str, Any]
 ) -> None:
     storage = tmp_path / "shared"
-    described = job(tmp_path, {**POD, "storage": str(storage)}, **{**RELATIVE, "policy": {"path": "gpt2"}})
+    described = job(tmp_path, {**launch, "storage": str(storage)}, **{**RELATIVE, "policy": {"path": "gpt2"}})
     with pytest.raises(ValueError) as caught:
         render(described)
     for told in (f"data.path.0=rows/a.jsonl is {tmp_path}/rows/a.jsonl", "verifiers.0.use=my_verifiers.py:number is"):
         assert told in str(caught.value)
     # A laptop does not see the storage of the cluster, so nothing there is looked for.
     there = {"run": {"folder": "/storage/run"}, "policy": {"path": "/storage/policy"}}
-    render(job(tmp_path, {**POD, "storage": "/storage"}, **there, data={"path": "/storage/rows.jsonl"}))
+    render(job(tmp_path, {**launch, "storage": "/storage"}, **there, data={"path": "/storage/rows.jsonl"}))
 
 
 @pytest.mark.parametrize("render", [kuberay.render, ray_job.render])

@@ -15,7 +15,6 @@ from launch_configs import fake_slurm, job
 from launch import slurm, slurm_options
 
 pytestmark = pytest.mark.usefixtures(remove_ray_folders.__name__)
-NODE = Path(slurm.TEMPLATES) / "ray_node.sh"
 
 
 def lines(folder: Path, launch: dict[str, Any]) -> list[str]:
@@ -28,6 +27,17 @@ def test_options_of_a_site_are_passed_through(tmp_path: Path) -> None:
     told = lines(tmp_path, {"slurm": {"options": options}})
     for line in ("--reservation=maintenance", "--exclusive", "--exclude=n[1-3]", "--nice=5", '--comment="two words"'):
         assert line in told
+
+
+def test_only_a_job_that_has_its_nodes_for_itself_asks_for_all_memory(tmp_path: Path) -> None:
+    def asked(launch: dict[str, Any]) -> list[str]:
+        return [line for line in lines(tmp_path, launch) if line.startswith("--mem")]
+
+    assert asked({}) == []
+    assert asked({"slurm": {"options": {"exclusive": True}}}) == ["--mem=0"]
+    # Other jobs of the same user may run there.
+    assert asked({"slurm": {"options": {"exclusive": "user"}}}) == []
+    assert asked({"memory_gib_per_node": 5, "slurm": {"options": {"exclusive": True}}}) == ["--mem=5G"]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,22 @@ def test_pyxis_runs_steps_in_a_container(tmp_path: Path) -> None:
         assert part in text, part
 
 
+@pytest.mark.parametrize("container", ["apptainer", "pyxis"])
+def test_a_container_sees_the_folder_for_spilled_objects(tmp_path: Path, container: str) -> None:
+    (tmp_path / "x.sif").touch()
+    section = {"image": f"{tmp_path}/x.sif", "container": container, "local_folder": "$LOCAL"}
+    text = slurm.render(job(tmp_path, {"slurm": section}))
+    start = text.index('local_folder="${LOCAL:-}"')
+    end = text.index("# --- how it ends ---")
+    shown = f"set -eu; {text[start:end]}" + 'printf \'%s\\n\' "${inside[@]}" "${container[@]}"'
+    environment = {**os.environ, "LOCAL": "/disk/of node", "VIRTUAL_ENV": "/v"}
+    words = subprocess.check_output(["bash", "-c", shown], text=True, env=environment).splitlines()
+    if container == "apptainer":
+        assert words[words.index("/disk/of node") - 1] == "--bind"
+    else:
+        assert f"--container-mounts=/tmp:/tmp,{tmp_path}:{tmp_path},/disk/of node:/disk/of node" in words
+
+
 def test_a_template_of_one_s_own(tmp_path: Path) -> None:
     (tmp_path / "mine.j2").write_text(
         '{% extends "slurm.sh.j2" %}\n{% block options %}#SBATCH --bell\n{% endblock %}\n'
@@ -166,18 +192,6 @@ def test_restarts_that_bring_no_checkpoint_end(tmp_path: Path, monkeypatch: pyte
     assert "3 restarts after a lost node brought no newer checkpoint" in log_of(tmp_path)
 
 
-def test_ray_is_told_the_memory_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = submitted(tmp_path, monkeypatch, {"memory_gib_per_node": 1, "slurm": {"local_folder": str(tmp_path)}})
-    wait_for(fake.folder / "running")
-    (fake.folder / "end").write_text("0")
-    assert fake.wait(60) == [0], log_of(tmp_path)
-    called = (fake.folder / "ray.node-b").read_text()
-    assert f"--memory={2**30 * 7 // 10} " in called and f"--object-spilling-directory={tmp_path}/grpo-" in called
-    (store,) = [word for word in called.split() if word.startswith("--object-store-memory=")]
-    assert 0 < int(store.partition("=")[2]) <= 2**30 * 3 // 10
-    assert not list(tmp_path.glob("grpo-*-0"))
-
-
 def test_a_step_of_the_head_turns_slurm_s_signal_into_a_request_to_end(tmp_path: Path) -> None:
     program = "trap 'exit 7' TERM; touch \"$0\"; while :; do sleep 0.05; done"
     passes_on = Path(slurm.TEMPLATES / "passes_on.sh").read_text()
@@ -186,17 +200,3 @@ def test_a_step_of_the_head_turns_slurm_s_signal_into_a_request_to_end(tmp_path:
     # Slurm may signal the whole group.
     os.killpg(step.pid, signal.SIGUSR1)
     assert step.wait(20) == 7
-
-
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_node_that_is_stopped_leaves_only_what_is_wanted(tmp_path: Path, keep: bool) -> None:
-    folder, marker = tmp_path / "ray", tmp_path / "keep"
-    command = ["bash", "-c", "trap 'exit 0' TERM; touch \"$0\"; while :; do sleep 0.05; done", str(tmp_path / "up")]
-    node = subprocess.Popen(["bash", "-c", NODE.read_text(), str(folder), "", "0", str(marker), *command])
-    wait_for(tmp_path / "up")
-    if keep:
-        marker.touch()
-    assert folder.stat().st_mode & 0o777 == 0o700
-    node.send_signal(signal.SIGUSR1)
-    node.wait(20)
-    assert folder.exists() is keep

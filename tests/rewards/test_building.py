@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import resource
 import subprocess
 import sys
 from decimal import Decimal
@@ -14,11 +15,13 @@ import pool_verifiers
 import pytest
 import torch
 
+from rewards import raised
 from rewards.adapt import Adapted, as_verdict
 from rewards.build import VerifierSpec, build_verifier
 from rewards.compose import combine
 from rewards.named_code import MOVED
 from rewards.pool import VerifierPool
+from rewards.raised import describe
 from rewards.verdict import Status, Verdict, correct, error, scored, timeout, wrong
 
 HERE = Path(pool_verifiers.__file__).parent
@@ -70,9 +73,9 @@ def test_an_entry_point_is_found(monkeypatch) -> None:
         ("pool_verifiers:rihgt", {}, "did you mean 'right'"),
         ("no_such_module:right", {}, "No module named 'no_such_module'; is .* PYTHONPATH"),
         ("no/such/file.py:right", {}, "does not exist"),
-        ("numeric", {"fnid": ["hash"]}, "does not take the options"),
+        ("numeric", {"fnid": ["hash"]}, "does not take the options .*'fnid'; it takes find, "),
         ("numeric", {"find": ["hsah"]}, "hsah"),
-        ("pool_verifiers:right", {"strict": True}, "does not take the options"),
+        ("pool_verifiers:right", {"strict": True}, "does not take the options .*'strict'; it takes no options"),
         ("numeric", {"bounds": 3}, "bounds must be"),
         ("numeric", {"bounds": ["a", "b"]}, "bounds must be two numbers"),
         ("pool_verifiers:right", {"conversational": True}, "right has another signature; remove the option"),
@@ -192,6 +195,40 @@ def test_what_a_function_raises_is_told_with_its_place() -> None:
     verdict = Adapted(pool_verifiers.raises)("", "", {})
     assert verdict.status is Status.ERROR
     assert "LookupError: no such gene" in verdict.reason and "pool_verifiers.py" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("problem", "limit", "said"),
+    [
+        (
+            MemoryError(),
+            512 << 20,
+            "MemoryError: a worker of the verifiers has 512 MiB of address space (the setting memory_mib)",
+        ),
+        (MemoryError(), resource.RLIM_INFINITY, "MemoryError"),
+        (KeyError("gene"), 512 << 20, "KeyError: 'gene'"),
+    ],
+)
+def test_memory_that_ran_out_names_the_limit(problem, limit, said, monkeypatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
+    assert describe(problem) == said
+
+
+@pytest.mark.parametrize(("files", "told"), [("o", True), ("uo", True), ("ou", False), ("oou", False), ("", False)])
+def test_only_a_value_error_that_this_package_raised_is_told_without_its_place(files, told) -> None:
+    """Each letter is a frame: `o` in a file of ours, `u` in another file; the last frame raises."""
+    ours = str(Path(raised.__file__).with_name("made.py"))
+    space: dict = {}
+    for number, letter in enumerate(files):
+        last = number == len(files) - 1
+        text = f"def frame{number}():\n    {'raise ValueError(1)' if last else f'frame{number + 1}()'}\n"
+        exec(compile(text, ours if letter == "o" else "/other/file.py", "exec"), space)
+    problem = ValueError(1)
+    if files:
+        with pytest.raises(ValueError) as caught:
+            space["frame0"]()
+        problem = caught.value.with_traceback(caught.value.__traceback__.tb_next)
+    assert raised.is_told(problem) == told
 
 
 def test_the_place_is_the_users_and_not_a_librarys(tmp_path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from rewards.build import VerifierSpec
 from rewards.compose import combine
-from rewards.selection import applies, check_rows, choose
+from rewards.selection import applies, check_rows, choose, place_of
 from rewards.verdict import correct, wrong
 
 MATH = VerifierSpec("answer", "math", when={"kind": ("algebra", "geometry")})
@@ -51,7 +51,11 @@ def test_every_row_of_sound_data_passes() -> None:
 @pytest.mark.parametrize(
     ("specs", "row", "told"),
     [
-        (ALL, {"kind": "algebr", "level": 1}, ["row rows:7", "kind='algebr'", "'algebra' or 'geometry'", "but form"]),
+        (
+            ALL,
+            {"kind": "algebr", "level": 1},
+            ["row 7 of rows has kind='algebr'", "'algebra' or 'geometry'", "but form"],
+        ),
         (ALL, {"kind": None, "level": 1}, ["kind=None", "correct the row"]),
         (ALL, {"knd": "algebra", "level": 1}, ["no column 'kind'", "did you mean 'knd'?"]),
         ((MATH,), {"kind": "program"}, ["kind='program'", "no verifier is configured"]),
@@ -67,3 +71,16 @@ def test_a_row_that_no_verifier_knows_is_refused_with_the_remedy(specs, row, tol
     with pytest.raises(ValueError) as refused:
         check_rows(specs, rows)
     assert [part for part in told if part not in str(refused.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("rows.jsonl:0", "row 0 of rows.jsonl"),
+        ("gsm8k:data/rows.csv:12", "row 12 of gsm8k:data/rows.csv"),
+        ("rows", "row rows"),
+        ("a:b", "row a:b"),
+    ],
+)
+def test_the_number_of_a_row_does_not_look_like_a_line(name: str, place: str) -> None:
+    assert place_of(name) == place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,27 @@ def own_group(completions, reference, prompt, best=1.0):
     return [correct(score=best) if text == reference else False for text in completions]
 
 
+def by_info(completion, answer, info):
+    return info["level"] == 2
+
+
+def by_task(completion, answer, task=None):
+    return task is None
+
+
+@pytest.mark.parametrize(
+    ("function", "row", "told"),
+    [
+        (by_info, {"info": {"level": 2}, "kind": "sum"}, None),
+        (by_info, {"kind": "sum"}, "ValueError: by_info takes 'info', .* it has kind.* call the parameter prompt"),
+        (by_task, {"kind": "sum"}, None),
+    ],
+)
+def test_a_parameter_of_the_library_verifiers_gets_its_column(function, row: dict[str, Any], told: str | None) -> None:
+    verdict = Adapted(function)("1", "1", row)
+    assert verdict.status is Status.CORRECT if told is None else re.search(told, verdict.reason), verdict.reason
+
+
 RIGHT = [Status.CORRECT, Status.WRONG, Status.CORRECT]
 
 
@@ -90,6 +112,7 @@ RIGHT = [Status.CORRECT, Status.WRONG, Status.CORRECT]
         (own_group, RIGHT),
         (functools.partial(own_group, best=0.5), RIGHT),
         (lambda completions, reference: [text == reference for text in completions], RIGHT),
+        (lambda prompts, completions: [text == completions[0] for text in completions], RIGHT),
         (lambda completions, **row: [text == row["answer"][0] for text in completions], RIGHT),
     ],
 )

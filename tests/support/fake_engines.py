@@ -178,7 +178,7 @@ class FakeGenerators:
     """
 
     max_sequence_tokens: int
-    weights: int = -1
+    weights: int = 0
     versions: list[int] = field(default_factory=list)
     asked: list[tuple[int, tuple[tuple[int, ...], ...]]] = field(default_factory=list)
     seeds: list[tuple[int, int]] = field(default_factory=list)

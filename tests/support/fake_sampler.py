@@ -35,13 +35,23 @@ class FakeSampler:
     tokens: int = 7
     model: str = "fake"
     asked: list[int] = field(default_factory=list)
+    said: dict[str, Any] = field(default_factory=dict)
+    sampling: SamplingParams | None = None
 
     def __call__(self, *_: Any) -> FakeSampler:
         return self
 
+    @property
+    def context(self) -> int | None:
+        return self.said.get("max_model_len")
+
+    def served(self) -> dict[str, Any]:
+        return self.said
+
     def sample(
         self, questions: Sequence[Question], sampling: SamplingParams, deadline_s: float
     ) -> Iterator[tuple[int, Sample]]:
+        self.sampling = sampling
         for count, index in enumerate(reversed(range(len(questions)))):
             if count == self.stop_after:
                 raise Stopped

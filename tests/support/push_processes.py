@@ -255,7 +255,9 @@ class _Method:
         return self.process.call(self.name, arguments)
 
 
-def wait_for(references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
+def wait_for(
+    references: Sequence[Any], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
+) -> list[Any]:
     deadline = time.monotonic() + deadline_s
     return [process.result(number, deadline) for process, number in references]
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo import config
 from grpo.algorithm.minibatches import RankBatch, TrainBatch, batch
@@ -77,6 +78,33 @@ class Outcome:
     fine_weights: float
     scored: list[list[Tensor]]
     weights: dict[str, Tensor]
+
+
+class HostReads(TorchDispatchMode):
+    """Inside, `names` collects the operators at which the host waits for a GPU's result.
+
+    These are operators whose result is a number of Python or has a size that depends on values, and copies to the CPU.
+    """
+
+    ALWAYS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_consecutive")
+
+    def __init__(self, where: str) -> None:
+        """Look at operators on tensors of the device `where`."""
+        super().__init__()
+        self.where = torch.device(where)
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, values: Any = (), named: Any = None) -> Any:
+        tensors, name = [one for one in values if isinstance(one, torch.Tensor)], function.overloadpacket.__name__
+        if any(one.device == self.where for one in tensors):
+            indices = values[1] if name in ("index", "index_put", "index_put_") else ()
+            by_mask = any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in indices)
+            sized = name == "repeat_interleave" and not (named or {}).get("output_size")
+            onto = (named or {}).get("device") if name == "_to_copy" else tensors[0].device if name == "copy_" else None
+            leaves = onto is not None and torch.device(onto) != self.where
+            if name in self.ALWAYS or by_mask or sized or leaves:
+                self.names.append(name)
+        return function(*values, **(named or {}))
 
 
 def free_port() -> int:
@@ -189,9 +217,9 @@ def _outcome(case: Case, setup: LearnerSetup, port: int, folder: str, counted: l
 def _few_logits() -> Iterator[None]:
     """Inside, five tokens' logits at a time, and at ZeRO-3 nothing so small that each rank keeps it whole."""
     import grpo.learner.rank
-    import grpo.policy.logprobs
+    import grpo.policy.head
 
-    held, settings_of = grpo.policy.logprobs.LOGIT_BYTES, grpo.learner.rank.deepspeed_settings
+    held, settings_of = grpo.policy.head.LOGIT_BYTES, grpo.learner.rank.deepspeed_settings
 
     def sharded(setup: LearnerSetup) -> dict[str, Any]:
         settings = settings_of(setup)
@@ -199,10 +227,10 @@ def _few_logits() -> Iterator[None]:
         return settings
 
     # The policies of these tests know 28 tokens.
-    grpo.policy.logprobs.LOGIT_BYTES = 5 * 4 * 28
+    grpo.policy.head.LOGIT_BYTES = 5 * 4 * 28
     grpo.learner.rank.deepspeed_settings = sharded
     yield
-    grpo.policy.logprobs.LOGIT_BYTES, grpo.learner.rank.deepspeed_settings = held, settings_of
+    grpo.policy.head.LOGIT_BYTES, grpo.learner.rank.deepspeed_settings = held, settings_of
 
 
 def _finer_than_bfloat16(tensors: list[Tensor]) -> float:

@@ -42,7 +42,7 @@ def learner_setups(
     temperature: float = 1.0,
     algorithm: AlgorithmConfig | None = None,
     kl_coefficient: float = 0.0,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: float = 0.0,
     skipped_folder: str = "skipped",
     lora: config.LoraConfig | None = None,
 ) -> list[LearnerSetup]:
@@ -72,6 +72,7 @@ def learner_setups(
             rank=rank,
             world_size=ranks,
             device="cpu",
+            collective_deadline_s=240.0,
             skipped_folder=skipped_folder,
         )
         for rank in range(ranks)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from grpo.algorithm.packing import TrainingSequence, pack
@@ -78,7 +80,7 @@ def sampled_groups(policy: PolicyLogprobs, noise: float, rewards: Sequence[Seque
         rollouts = []
         for length, reward in zip(lengths, earned, strict=True):
             tokens = tuple(torch.randint(3, 20, (length,), generator=generator).tolist())
-            logprobs, _ = policy(pack([TrainingSequence((*PROMPT, *tokens), 4, (0.0,) * length, 0.0)]), TEMPERATURE)
+            (logprobs,) = policy(pack([TrainingSequence((*PROMPT, *tokens), 4, (0.0,) * length, 0.0)]), TEMPERATURE)
             moved = logprobs.detach() + noise * torch.randn(length, generator=generator)
             reason = "length" if length == max(LENGTHS[0]) else "stop"
             completion = Completion(tokens, tuple(moved.tolist()), "text", reason, (VersionSpan(0, length, 0),))
@@ -86,3 +88,22 @@ def sampled_groups(policy: PolicyLogprobs, noise: float, rewards: Sequence[Seque
             rollouts.append(Rollout(completion, {"answer": said}, reward))
         groups.append(Group(Prompt(f"p{number}", "?", PROMPT, "0", {}), tuple(rollouts)))
     return groups
+
+
+def one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, others: Tensor, longest: int, _: int, **named: Any
+) -> Tensor:
+    """What FlashAttention's kernel is said to do: causal attention of each sequence between two borders."""
+    assert borders is others and named["window_size"] == (-1, 0) and borders.dtype == torch.int32
+    lengths = borders.diff().tolist()
+    assert max(lengths) == longest
+    outputs = [
+        scaled_dot_product_attention(
+            *(one.transpose(0, 1) for one in parts),
+            is_causal=True,
+            scale=named["scale"],
+            enable_gqa=named["enable_gqa"],
+        ).transpose(0, 1)
+        for parts in zip(*(one.split(lengths) for one in (query, key, value)), strict=True)
+    ]
+    return torch.cat(outputs)

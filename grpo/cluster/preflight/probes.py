@@ -55,7 +55,7 @@ class NodeProbes:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._generator: Any = None
-        self._folder = tempfile.TemporaryDirectory(prefix="grpo-preflight-")
+        self._architecture: Any = None
 
     def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> ProbeOutcome:
         """Sum a tensor over all nodes, with NCCL on GPUs and Gloo on CPUs."""
@@ -96,12 +96,17 @@ class NodeProbes:
         return f"{ELEMENTS * 4 / 2**20:.0f} MiB over {nodes} node(s) in {1000 * seconds[-1]:.0f} ms"
 
     def _generation(self) -> str:
+        from transformers import AutoConfig
+
         from grpo.generator.engine import Generator
         from grpo.policy.new import make_policy
 
-        path = str(Path(self._folder.name) / "policy")
-        make_policy(SMALL, [], Path(path), seed=1)
-        self._generator = Generator(generator_setup(path, self._device))
+        # vLLM reads the folder only when it starts. This process is killed at its end, and could not remove it then.
+        with tempfile.TemporaryDirectory(prefix="grpo-preflight-") as folder:
+            path = Path(folder) / "policy"
+            make_policy(SMALL, [], path, seed=1)
+            self._architecture = AutoConfig.from_pretrained(path)
+            self._generator = Generator(generator_setup(str(path), self._device))
         started = time.monotonic()
         self._generator.submit([Request(0, PROBE, 0)], SamplingParams(1, 8, 1.0, ()))
         while not (finished := self._generator.step()):
@@ -122,7 +127,7 @@ class NodeProbes:
         self._generator.finish_update(1)
         seconds = time.monotonic() - started
         (scored,) = self._generator.score([PROBE])
-        model = AutoModelForCausalLM.from_pretrained(Path(self._folder.name) / "policy", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(self._architecture, dtype=torch.float32).eval()
         model.load_state_dict(safetensors.torch.load(bucket.tobytes()))
         with torch.no_grad():
             logprobs_TV = model(torch.tensor([PROBE])).logits[0].log_softmax(-1)

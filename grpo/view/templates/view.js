@@ -164,11 +164,14 @@ function readOut(figure, drawing, cursor, output, { origin, scale, series }) {
 function showRuns() {
   $("runs").replaceChildren(...overview.runs.map((data, at) =>
     el("li", { class: `r${at % 6 + 1}`, title: data.folder }, el("i"), el("span", {}, data.name), " ",
-      el("span", { class: "soft" }, data.last_step === null ? "no step yet" : `step ${data.last_step}`))));
+      el("span", { class: "soft" }, data.last_step === null ? (data.ending ? "no step" : "no step yet") : `step ${data.last_step}`))));
   $("run").replaceChildren(...overview.runs.map((data, at) => option(at, data.name, at === run)));
   $("run-label").hidden = overview.runs.length < 2;
   document.title = `${overview.runs.map((data) => data.name).join(", ")} · VeriGRPO`;
   $("live").textContent = embedded ? `exported ${embedded.made}` : "";
+  const ended = overview.runs.filter((data) => data.ending);
+  $("endings").hidden = !ended.length;
+  $("endings").textContent = ended.map((data) => (overview.runs.length > 1 ? `${data.name}: ` : "") + data.ending).join("\n");
 }
 
 // One column for each run. The table also has rows for settings that only some runs have.
@@ -187,7 +190,7 @@ function showOutcomes() {
   $("outcomes").replaceChildren(runTable("Outcome", (data) => data.table));
   $("recipe").replaceChildren(runTable("Recipe", (data) => data.recipe));
   $("main-charts").replaceChildren(...overview.main.map(drawChart));
-  if (!overview.main.length) $("main-charts").append(el("p", { class: "soft" }, "No step was reported yet."));
+  if (!overview.main.length) $("main-charts").append(el("p", { class: "soft" }, overview.runs.every((data) => data.ending) ? "No step was reported." : "No step was reported yet."));
   performance.mark("curves");
 }
 
@@ -206,12 +209,12 @@ const showAllCharts = guarded(async () => {
     box.open = text !== "" || open.has(section.name);
     made.push(box);
   }
-  $("all-charts").replaceChildren(...(made.length ? made : [el("p", { class: "soft" }, "No metric has this in its name.")]));
+  $("all-charts").replaceChildren(...(made.length ? made : [el("p", { class: "soft" }, overview.sections.length ? "No metric has this in its name." : "No metric was reported.")]));
 });
 
 // --- groups ----------------------------------------------------------------------------------------------------
 
-const groups = { total: 0, pages: new Map(), query: null, chosen: -1, shown: null, asking: null };
+const groups = { total: 0, stored: 0, pages: new Map(), query: null, chosen: -1, shown: null, asking: null };
 
 function wanted() {
   const form = new FormData($("filters"));
@@ -226,6 +229,7 @@ const filterGroups = guarded(async (keep = false) => {
   const more = data.groups - groups.total;
   groups.query = query;
   groups.total = data.groups;
+  groups.stored = data.of_groups;
   groups.pages = new Map([[0, data.rows]]);
   $("rows").style.height = `${data.groups * ROW}px`;
   if (!keep) $("list").scrollTop = 0;
@@ -287,7 +291,7 @@ async function showRows() {
   // The filter may have changed during the request.
   if (query !== groups.query) return;
   $("rows").replaceChildren(...made);
-  if (!groups.total) $("rows").replaceChildren(el("p", { class: "row soft" }, "Nothing passes the filter."));
+  if (!groups.total) $("rows").replaceChildren(el("p", { class: "row soft" }, groups.stored ? "Nothing passes the filter." : "No completions are stored yet."));
   if (groups.chosen >= first && groups.chosen <= last) $("list").setAttribute("aria-activedescendant", `row-${groups.chosen}`);
   else $("list").removeAttribute("aria-activedescendant");
 }
@@ -440,11 +444,15 @@ const showLearned = guarded(async () => {
     return;
   }
   const data = await ask("learned", { run, before: $("before").value, after: $("after").value });
-  const { better, worse, same, unknown } = data.counts, of = better + worse + same + unknown;
-  $("learned-counts").textContent = of ? `${data.source === "held-out" ? "held-out prompts" : "training prompts that came again"}: `
-    + `${better} better, ${worse} worse, ${same} as before${unknown ? `, ${unknown} unknown` : ""}` : "no prompt has stored completions at both";
+  const { higher, lower, same, unknown } = data.reward_changes, of = higher + lower + same + unknown;
+  const { more, fewer } = data.correct_changes;
+  $("learned-counts").textContent = of ? (data.source === "held-out" ? count(of, "held-out prompt") : `${count(of, "training prompt")} that came again`)
+    + (data.completions > 1 ? `: ${more} more often correct, ${fewer} less often correct` : `: ${more} newly correct, ${fewer} no longer correct`)
+    + `; the reward is higher for ${higher}, lower for ${lower}, the same for ${same}${unknown ? `, unknown for ${unknown}` : ""}`
+    : "no prompt has stored completions at both";
   if (embedded) $("learned-counts").append(`. This file compares the first and the last step. Other steps: ${overview.runs[run].command}`);
-  const shown = data.prompts.filter((prompt) => !$("kind").value || prompt.kind === $("kind").value);
+  const [change, kind] = $("kind").value.split(" ");
+  const shown = data.prompts.filter((prompt) => !change || prompt[change] === kind);
   const side = (answer) => el("div", {}, el("p", { class: "soft" }, `step ${answer.step}: `,
     el("span", { class: `status status-${answer.status}` }, `${MARKS[answer.status] ?? "·"} ${answer.status}`), ` reward ${answer.reward === null ? "unknown" : short(answer.reward)}`
       + `${answer.of > 1 ? ` (mean of ${answer.known})` : ""}, ${count(answer.completion_tokens, "token")}`), pre(answer.completion, ""), el("p", { class: "soft" }, answer.reason));
@@ -461,20 +469,17 @@ const showLearned = guarded(async () => {
 
 // --- flags, mismatch, time line, config ------------------------------------------------------------------------
 
-const LOOKED_AT = [
-  "reward against held-out accuracy", "reward against the share of correct completions", "verdicts against the audit's (grpo audit)",
-  "length of completions against reward", "the same text rewarded for different prompts", "rewarded completions that repeat themselves",
-  "verdicts that fail more often (timeout, error)",
-];
-
 const showFlags = guarded(async () => {
   const data = await ask("flags", { run });
   $("flag-count").textContent = data.length ? String(data.length) : "";
   $("flag-list").replaceChildren(...data.map((flag) => el("article", { class: "card flag" }, el("h2", {}, flag.title), el("p", {}, flag.evidence),
     ...flag.metrics.map((name) => el("button", { type: "button", onclick: () => showMetric(name) }, `curve of ${name}`)),
     ...flag.groups.map(([step, group]) => el("button", { type: "button", onclick: () => visit(step, group) }, `step ${step}, group ${group}`)))));
-  if (!data.length) $("flag-list").append(el("p", {}, "Nothing stands out in what this run has recorded so far. Looked at:"),
-    el("ul", {}, ...LOOKED_AT.map((check) => el("li", {}, check))));
+  if (data.length) return;
+  const { made, not_made: notMade } = overview.runs[run].checks;
+  const list = (checks) => el("ul", {}, ...checks.map((check) => el("li", {}, check)));
+  if (made.length) $("flag-list").append(el("p", {}, "Nothing stands out in what this run has recorded so far. Looked at:"), list(made));
+  if (notMade.length) $("flag-list").append(el("p", {}, "Not looked at:"), list(notMade));
 });
 
 function showMetric(name) {
@@ -539,7 +544,9 @@ const showTimeLine = guarded(async () => {
     return label;
   }));
   $("lanes").replaceChildren(...lanes, el("div", { class: "lane" }, el("span"), axis));
-  $("timeline-text").textContent = `${fixed(data.seconds)} s${data.end > data.seconds ? `, ${fixed(data.end)} s with the work after it` : ""}`
+  const late = [...new Set(data.lanes.flatMap((lane) => lane.spans).filter((span) => span.to > data.seconds).map((span) => span.phase))];
+  const after = fixed(data.end) === fixed(data.seconds) ? "" : `; with the work after the step (${late.join(", ")}), the time line ends at ${fixed(data.end)} s`;
+  $("timeline-text").textContent = `The step took ${fixed(data.seconds)} s${after}`
     + (data.compute ? `; the learner's ranks computed for ${fixed(data.compute)} s` : "")
     + (data.recorded ? "" : "; this run did not record when phases began, so they are drawn one after the other")
     + (data.by_actor ? ". An actor measures its lane by its own clock; the driver's lane shows its work and its waiting."
@@ -560,12 +567,14 @@ function moveStep(by) {
 
 const SECTIONS = { curves: showAllCharts, groups: () => filterGroups(groups.query !== null), learned: showLearned, flags: showFlags,
   mismatch: showMismatch, timeline: showTimeLine, config: showConfig };
-const section = () => (location.hash.slice(1) in SECTIONS ? location.hash.slice(1) : "curves");
+const isOffered = (name) => name in SECTIONS && !overview?.runs[run].without.includes(name);
+const section = () => (isOffered(location.hash.slice(1)) ? location.hash.slice(1) : "curves");
 
 async function showSection() {
   for (const name of Object.keys(SECTIONS)) {
     $(`section-${name}`).hidden = name !== section();
     const link = document.querySelector(`nav a[href="#${name}"]`);
+    link.parentElement.hidden = !isOffered(name);
     if (name === section()) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
@@ -639,6 +648,7 @@ function begin() {
   addEventListener("keydown", (event) => {
     if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || /^(input|select|textarea)$/i.test(event.target.tagName)) return;
     event.preventDefault();
+    if (!isOffered("groups")) return;
     location.hash = "groups";
     showSection();
     $("filters").elements.text.focus();

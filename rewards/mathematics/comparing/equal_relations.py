@@ -143,8 +143,6 @@ class RelationJudge(MeasureJudge):
     def _same_where_zero(self, ours: Node, theirs: Node) -> bool:
         """Compare equations such as `xy = 1` and `y = 1/x`: without denominators, they must be proportional."""
         cleared = [_numerator(each) for each in (ours, theirs)]
-        if cleared[0] == ours and cleared[1] == theirs:
-            return False
         return self._proportional(cleared[0], cleared[1], positive=False, clear=False)
 
     def _sign(self, pair: tuple[Node, Node]) -> float | None:

@@ -130,16 +130,16 @@ def _repeating(whole: str, fixed: str, period: str) -> Fraction:
 
 
 def _guess_period(digits: str) -> Fraction:
-    """Read `0.1666...`: the period is the shortest run of digits that is repeated at the end."""
+    """Read `0.1666...` and `0.233233...`: the period is the shortest run whose repetitions cover most of the end."""
     whole, _, tail = digits.partition(".")
+    begin, period = len(tail), ""
     for length in range(1, len(tail) // 2 + 1):
-        period = tail[-length:]
         start = len(tail)
-        while start >= length and tail[start - length : start] == period:
+        while start >= length and tail[start - length : start] == tail[-length:]:
             start -= length
-        if len(tail) - start >= 2 * length:
-            return _repeating(whole, tail[:start], period)
-    return Fraction(digits)
+        if len(tail) - start >= 2 * length and start < begin:
+            begin, period = start, tail[-length:]
+    return _repeating(whole, tail[:begin], period) if period else Fraction(digits)
 
 
 def _names_points(tokens: list[Token], text: str, at: int) -> bool:

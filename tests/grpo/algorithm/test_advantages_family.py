@@ -173,3 +173,8 @@ def test_informative_groups_differ_in_what_is_known() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     valid = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
     assert advantages.informative_groups(rewards, valid).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_valid_reward_in_the_whole_batch_teaches_nothing(name: str) -> None:
+    assert of(name, [[5.0, 1.0], [2.0, 3.0]], [[True, False], [False, False]]) == [[0.0, 0.0], [0.0, 0.0]]

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from grpo.algorithm.minibatches import TrainBatch, batch, minibatches
 from grpo.algorithm.packing import Microbatch, TrainingSequence
+from grpo.algorithm.rescoring import ScoringBatch, Source, kl_to_reference, proximal_logprobs, rescore
+from grpo.config import TrainConfig
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict
 
@@ -202,3 +204,65 @@ def test_batches_are_values() -> None:
     (found,) = cut([make_group(1, [1, 1])], [[1.0, -1.0]])
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.padding_share = 0.0  # type: ignore[misc]
+
+
+class FakeScorer:
+    """Gives each predicted token the log-probability -token / 1000 under the policy, and -1 under the reference."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks, self.sources = ranks, list[str]()
+
+    def logprobs(self, batch: ScoringBatch, source: Source) -> list[list[torch.Tensor]]:
+        self.sources.append(source)
+        assert len(batch.ranks) == self.ranks and len({len(rank) for rank in batch.ranks}) == 1
+        return [
+            [-one.targets_T / 1000 if source == "policy" else -torch.ones(len(one.targets_T)) for one in rank]
+            for rank in batch.ranks
+        ]
+
+
+def settings(**algorithm: object) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "run": {"folder": "run"}, "policy": {"path": "policy"}, "data": {"path": "rows.jsonl"},
+            "verifiers": [{"name": "answer", "use": "numeric"}], "train": {"steps": 1},
+            "learner": {"microbatch_tokens": 8}, "algorithm": algorithm,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_scores_come_back_to_the_completions_that_wanted_them(ranks: int) -> None:
+    groups = [make_group(1, [2, 1, 3]), make_group(2, [1, 4, 2])]
+    wanted_PG = torch.tensor([[True, False, True], [False, True, False]])
+    scorer = FakeScorer(ranks)
+    scores = rescore(settings(), scorer, groups, wanted_PG, "policy")
+    for group, scores_G, wanted_G in zip(groups, scores, wanted_PG.tolist(), strict=True):
+        for rollout, score, wanted in zip(group.rollouts, scores_G, wanted_G, strict=True):
+            tokens = rollout.completion.token_ids
+            assert score == (pytest.approx([-token / 1000 for token in tokens]) if wanted else None)
+    assert scorer.sources == ["policy"]
+    assert rescore(settings(), scorer, groups, torch.zeros(2, 3, dtype=torch.bool), "policy") == [[None] * 3] * 2
+
+
+def test_the_proximal_policy_is_asked_only_for_what_can_teach() -> None:
+    groups, scorer = [make_group(1, [2, 1, 3])], FakeScorer(1)
+    advantages_PG, carries_PG = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[True, True, False]])
+    assert proximal_logprobs(settings(), scorer, groups, advantages_PG, carries_PG) is None
+    for algorithm, known in (
+        ({"proximal": "recomputed"}, [True, False, False]),
+        ({"proximal": "recomputed", "entropy_coefficient": 0.1}, [True, True, False]),
+    ):
+        scores = proximal_logprobs(settings(**algorithm), scorer, groups, advantages_PG, carries_PG)
+        assert scores is not None and [score is not None for score in scores[0]] == known
+
+
+def test_the_divergence_in_the_reward_is_summed_over_tokens() -> None:
+    groups, valid_PG = [make_group(1, [2, 1, 3])], torch.tensor([[True, False, True]])
+    scorer = FakeScorer(2)
+    in_reward = settings(kl="k1", kl_coefficient=0.1, kl_place="reward")
+    # Sampled with -0.5 at each token, and -1 under the reference: k1 is 0.5 at each token.
+    assert kl_to_reference(in_reward, scorer, groups, valid_PG).tolist() == [[1.0, 0.0, 1.5]]
+    assert scorer.sources == ["reference"]
+    assert kl_to_reference(settings(), scorer, groups, valid_PG).tolist() == [[0.0, 0.0, 0.0]]
+    assert scorer.sources == ["reference"]

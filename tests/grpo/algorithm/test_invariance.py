@@ -38,7 +38,7 @@ def groups(policy: PolicyLogprobs) -> list[Group]:
 
 def objective(policy: PolicyLogprobs, microbatch: Microbatch, kl: float = 0.0) -> Tensor:
     """The sum of the loss over the microbatch's trained tokens."""
-    logprobs_T, _ = policy(microbatch, 0.7)
+    (logprobs_T,) = policy(microbatch, 0.7)
     loss_T = clipped_policy_loss(
         logprobs_T, microbatch.old_logprobs_T, microbatch.advantages_T, clip_low=0.2, clip_high=0.28
     ).loss_T
@@ -138,8 +138,8 @@ def test_log_probabilities_and_entropy_are_those_of_the_whole_logits(
     sequence = TrainingSequence((3, 9, 4, 11, 6, 13), 2, (0.0,) * 4, 0.0)
     microbatch = pack([sequence])
     for tokens in (1024, 3):
-        monkeypatch.setattr("grpo.policy.logprobs.LOGIT_BYTES", tokens * 4 * policy.model.config.vocab_size)
-        logprobs_T, entropy_T = policy(microbatch, 0.5)
+        monkeypatch.setattr("grpo.policy.head.LOGIT_BYTES", tokens * 4 * policy.model.config.vocab_size)
+        logprobs_T, entropy_T = policy(microbatch, 0.5, "value")
         plain = load_tiny_model(Path(policy.model.name_or_path), "sdpa")
         logits_TV = plain(input_ids=torch.tensor([sequence.token_ids]), use_cache=False).logits[0].float() / 0.5
         expected_TV = logits_TV.log_softmax(-1)
@@ -154,7 +154,7 @@ def test_chunks_of_logits_change_no_gradient(
     policy: PolicyLogprobs, groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = step(policy, cut(groups, 1, 1000, skip=False).ranks)
-    monkeypatch.setattr("grpo.policy.logprobs.LOGIT_BYTES", 7 * 4 * policy.model.config.vocab_size)
+    monkeypatch.setattr("grpo.policy.head.LOGIT_BYTES", 7 * 4 * policy.model.config.vocab_size)
     assert_same(step(policy, cut(groups, 1, 1000, skip=False).ranks), whole)
 
 

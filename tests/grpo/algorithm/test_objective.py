@@ -18,7 +18,7 @@ from torch import Tensor
 
 from grpo.algorithm.choices import advantages_of, aggregation_of
 from grpo.algorithm.minibatches import minibatches
-from grpo.algorithm.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, carries_loss, policy_terms
+from grpo.algorithm.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, carries_loss, policy_terms, supervised_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.algorithm.totals import Totals, ratio_quantiles
 from grpo.config.algorithm import KL, Advantage, Aggregation, AlgorithmConfig, Ratio
@@ -88,7 +88,7 @@ def step(
     totals = Totals()
     for rank in cut.ranks:
         for microbatch in rank.microbatches:
-            logprobs_T, entropy_T = policy(microbatch, TEMPERATURE, bool(algorithm.entropy_coefficient))
+            logprobs_T, entropy_T = policy(microbatch, TEMPERATURE, "gradient")
             reference_T = microbatch.old_logprobs_T - 0.1 if algorithm.kl_in_loss else None
             terms = policy_terms(algorithm, microbatch, logprobs_T, entropy_T, reference_T)
             (terms.loss_sum * (ranks / rank.denominator) / ranks).backward()  # type: ignore[no-untyped-call]
@@ -126,7 +126,7 @@ def test_microbatches_of_filler_only_have_no_gradient(policy: PolicyLogprobs) ->
         algorithm = AlgorithmConfig.model_validate(keys)
         sequence = TrainingSequence((3, 4, 5, 6), 2, (-1.0, -2.0), 0.0, weight=0.0, proximal_logprobs=(-1.0, -2.0))
         microbatch = pack([sequence])
-        logprobs_T, entropy_T = policy(microbatch, 1.0, True)
+        logprobs_T, entropy_T = policy(microbatch, 1.0, "gradient")
         terms = policy_terms(algorithm, microbatch, logprobs_T, entropy_T, microbatch.old_logprobs_T + 500.0)
         (gradient_T,) = torch.autograd.grad(terms.loss_sum, logprobs_T)
         assert gradient_T.tolist() == [0.0] * 2, choice
@@ -238,18 +238,18 @@ def test_the_entropy_bonus_raises_entropy(policy: PolicyLogprobs) -> None:
     batch = pack([TrainingSequence((3, 4, 5, 6, 7), 2, (-1.0,) * 3, 0.0)])
     algorithm = AlgorithmConfig(entropy_coefficient=1.0)
     policy.zero_grad()
-    logprobs_T, entropy_T = policy(batch, 1.0, True)
+    logprobs_T, entropy_T = policy(batch, 1.0, "gradient")
     terms = policy_terms(algorithm, batch, logprobs_T, entropy_T, None)
     terms.loss_sum.backward()  # type: ignore[no-untyped-call]
     before = float((entropy_T.detach() * batch.weights_T).sum())
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.sub_(1e-4 * parameter.grad)
-        after = float((policy(batch, 1.0)[1] * batch.weights_T).sum())
+        after = float((policy(batch, 1.0, "value")[1] * batch.weights_T).sum())
         for parameter in policy.parameters():
             parameter.add_(1e-4 * parameter.grad)
     assert after > before
-    assert not policy(batch, 1.0)[1].requires_grad
+    assert not policy(batch, 1.0, "value")[1].requires_grad
 
 
 def test_overlong_and_refilled_groups_carry_no_loss(groups: list[Group]) -> None:
@@ -335,3 +335,26 @@ def test_what_cannot_work_is_refused_with_a_remedy(keys: dict[str, Any], group_s
     found = list(AlgorithmConfig.model_validate(keys).problems(group_size))
     assert len(found) == (told is not None), found
     assert told is None or re.search(told, found[0]), found
+
+
+def test_supervised_terms_are_the_weighted_negative_log_likelihood() -> None:
+    rows = [TrainingSequence((1, 2, 3), 1, (0.0, 0.0), 0.0), TrainingSequence((4, 5), 1, (0.0,), 0.0, weight=0.0)]
+    microbatch = pack(rows)
+    terms = supervised_terms(microbatch, torch.tensor([-1.0, -0.5, -9.0]), torch.tensor([0.25, 0.5, 9.0]))
+    assert terms.loss_sum.item() == 1.5
+    totals = Totals()
+    totals.add(terms)
+    assert totals.metrics(3.0, None) == {"loss": 0.5, "entropy": 0.375}
+    empty = supervised_terms(pack(rows[1:]), torch.tensor([-9.0]), torch.tensor([9.0]))
+    nothing = Totals()
+    nothing.add(empty)
+    assert nothing.metrics(1.0, None) == {"loss": 0.0}
+
+
+def test_the_largest_ratio_may_be_below_1() -> None:
+    microbatch = pack(
+        [TrainingSequence((1, 2, 3), 1, (-0.5, -0.5), 1.0), TrainingSequence((4, 5), 1, (-9.0,), 0.0, 0.0)]
+    )
+    logprobs_T = torch.tensor([-1.0, -0.9, -0.1])
+    terms = policy_terms(AlgorithmConfig(), microbatch, logprobs_T, logprobs_T, None)
+    assert float(terms.ratio_max) == pytest.approx(math.exp(-0.4)), "the token without loss does not count"

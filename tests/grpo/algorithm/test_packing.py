@@ -10,7 +10,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from grpo.algorithm.packing import Place, TrainingSequence, filler, pack, sharing_units, split_evenly
+from grpo.algorithm.packing import Place, TrainingSequence, filler, pack
+from grpo.algorithm.sharing import sharing_units, split_evenly
 
 LONG = TrainingSequence((11, 12, 13, 14, 15), 2, (-0.5, -0.25, -0.125), 2.0)
 SHORT = TrainingSequence((21, 22, 23), 1, (-1.0, -2.0), -1.0)
@@ -72,6 +73,68 @@ def test_nothing_is_lost_and_nothing_is_mixed_up(chosen: list[TrainingSequence])
     assert len(packed.input_ids_N) == sum(len(prompt) for prompt in prompts) + own
 
 
+# Two turns of the policy, 13 and 16 to 17; the world gave 14 and 15.
+TURNS = TrainingSequence((11, 12, 13, 14, 15, 16, 17), 2, (-1.0, -2.0, -3.0), (2.0, 1.0, 0.0), given=((3, 5),))
+# The world speaks first: the history was rewritten after the prompt.
+REWRITTEN = TrainingSequence((11, 12, 18, 19), 2, (-4.0,), 5.0, (0.5,), (-4.5,), ((2, 3),))
+
+
+def test_given_tokens_are_read_and_carry_no_loss() -> None:
+    packed = pack([TURNS, LONG, REWRITTEN])
+    assert packed.input_ids_N.tolist() == [11, 12, 13, 14, 15, 16, 13, 14, 18]
+    assert packed.position_ids_N.tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 2]
+    assert packed.places == (Place(0, 2, 2, 4), Place(0, 2, 6, 2), Place(0, 2, 8, 1))
+    # 13 follows 12, 16 follows the given 15; 19 follows the given 18.
+    assert packed.targets_T.tolist() == [13, 16, 17, 13, 14, 15, 19]
+    assert packed.source_T.tolist() == [1, 4, 5, 1, 6, 7, 8]
+    assert packed.lengths_S.tolist() == [3, 3, 1]
+    assert packed.old_logprobs_T.tolist() == [-1, -2, -3, -0.5, -0.25, -0.125, -4]
+    assert packed.advantages_T.tolist() == [2, 1, 0, 2, 2, 2, 5]
+    assert packed.weights_T.tolist() == [1, 1, 1, 1, 1, 1, 0.5]
+    assert packed.proximal_logprobs_T is not None and packed.proximal_logprobs_T.tolist()[-1] == -4.5
+
+
+@given(st.lists(sequences(), min_size=1, max_size=4), st.data())
+def test_a_mask_selects_among_the_predicted_tokens(chosen: list[TrainingSequence], data: st.DataObject) -> None:
+    masked = []
+    for item in chosen:
+        after = range(item.prompt_length, len(item.token_ids))
+        hidden = data.draw(st.lists(st.booleans(), min_size=len(after) - 1, max_size=len(after) - 1))
+        kept = [not hide for hide in (*hidden, False)]
+        ranges = tuple((at, at + 1) for at, keep in zip(after, kept, strict=True) if not keep)
+        logprobs = tuple(value for value, keep in zip(item.old_logprobs, kept, strict=True) if keep)
+        masked.append((replace(item, given=ranges, old_logprobs=logprobs), kept))
+    whole, part = pack(chosen), pack([item for item, _ in masked])
+    kept_T = torch.tensor([keep for _, kept in masked for keep in kept])
+    for name in ("source_T", "targets_T", "old_logprobs_T", "advantages_T", "weights_T"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[kept_T]), name
+    assert torch.equal(part.input_ids_N, whole.input_ids_N) and part.places == whole.places
+
+
+def test_per_token_values_count_each_token() -> None:
+    assert replace(TURNS, weight=(1.0, 0.0, 0.5)).trained_tokens == 2
+    assert replace(TURNS, weight=0.0).trained_tokens == 0 and TURNS.trained_tokens == 3
+    assert not TURNS.without_advantage and replace(TURNS, advantage=(0.0, 0.0, 0.0)).without_advantage
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"given": ((1, 3),)}, "after the 2 tokens of the prompt"),
+        ({"given": ((3, 7),)}, "end before the last of 7 tokens"),
+        ({"given": ((4, 5), (3, 4))}, "must ascend"),
+        ({"given": ((3, 3),)}, "must ascend"),
+        ({"given": ((3, 4),)}, "4 sampled tokens came with 3 log-probabilities"),
+        ({"advantage": (1.0,)}, "3 sampled tokens came with 1 advantages"),
+        ({"weight": (1.0,) * 4}, "3 sampled tokens came with 4 weights"),
+        ({"proximal_logprobs": (0.0,)}, "3 sampled tokens came with 1 proximal log-probabilities"),
+    ],
+)
+def test_a_sequence_checks_its_ranges_and_values(change: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(TURNS, **change)  # type: ignore[arg-type]
+
+
 @given(st.lists(sequences(), min_size=1, max_size=12), st.integers(0, 30))
 def test_units_hold_one_prompt_and_no_more_than_asked(chosen: list[TrainingSequence], max_tokens: int) -> None:
     units = sharing_units(chosen, max_tokens)
@@ -100,7 +163,7 @@ def test_a_microbatch_travels_beside_its_pickle(proximal: tuple[float, ...] | No
     for name in (one.name for one in fields(sent) if one.name != "places"):
         expected, found = getattr(sent, name), getattr(came, name)
         if expected is None:
-            assert found is None and proximal is None
+            assert found is None and (name == "host_source_T" or proximal is None)
         else:
             assert found.dtype == expected.dtype and torch.equal(found, expected), name
     arrays = [value for one in fields(sent) if isinstance(value := getattr(sent, one.name), torch.Tensor)]
@@ -112,6 +175,7 @@ def test_lengths_stay_on_the_cpu() -> None:
     moved = pack([LONG, SHORT]).to(torch.device("meta"))
     assert moved.input_ids_N.device.type == moved.source_T.device.type == moved.weights_T.device.type == "meta"
     assert moved.lengths_S.tolist() == [3, 2]
+    assert moved.host_source_T is not None and moved.host_source_T.tolist() == pack([LONG, SHORT]).source_T.tolist()
 
 
 def test_nothing_cannot_be_packed_or_shared_out() -> None:
@@ -164,7 +228,7 @@ def test_a_filler_carries_no_loss() -> None:
     [
         ((1, 2), 0, (0.0, 0.0), "prompt and a completion"),
         ((1, 2), 2, (), "prompt and a completion"),
-        ((1, 2, 3), 1, (0.0,), "2 completion tokens came with 1 log-probabilities"),
+        ((1, 2, 3), 1, (0.0,), "2 sampled tokens came with 1 log-probabilities"),
     ],
 )
 def test_a_sequence_is_checked_when_it_is_made(

@@ -48,6 +48,7 @@ def config(folder: Path, kind: str, text: str, **keys: Any) -> AlgorithmConfig:
         ("ratio", RATIO + f"return -({REINFORCE})", {}, "wrong sign"),
         ("ratio", RATIO + f"return ({REINFORCE}).detach()", {}, "has no gradient with respect to logprobs_T"),
         ("ratio", RATIO + f"return {REINFORCE} + logprobs_T.mean()", {}, "change other tokens; use sequences.mask_T"),
+        ("ratio", RATIO + f"return {REINFORCE} + torch.rand(1)", {}, "other values when it is called again"),
         ("ratio", RATIO + f"return {REINFORCE} * advantages_T.std()", {}, "the split of the batch"),
         ("ratio", RATIO + f"return {REINFORCE} / sequences.sum(torch.ones_like(logprobs_T))", {}, "not finite"),
         ("ratio", RATIO + f"return {REINFORCE}", {"dual_clip": 3.0}, r"does not take algorithm.dual_clip=3.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from grpo.cli.app import app
 from grpo.cli.guarded import guarded
 from grpo.cluster.preflight.probes import PROBES, ProbeOutcome
 from grpo.cluster.preflight.probes import table_of as preflight_table
+from grpo.data.arithmetic import demonstrations
 from grpo.evaluation.progress import results_table
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import open_progress
@@ -301,7 +303,45 @@ def test_check_of_a_cold_start_needs_no_policy(tmp_path: Path) -> None:
     result = invoke("check", path)
     assert result.exit_code == 0, result.output
     assert "5 rows over 1 rank(s)" in " ".join(result.stdout.split())
+    assert "9 rows; those that are too long are known when the policy is made" in result.stdout
+    (row, *_) = demonstrations(count=9)
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    begin = lines.index("first training row, as the policy reads it")
+    assert lines[begin + 1] == f"| {row['prompt']}" and lines[begin + 3] == f"> {row['response']}"
     assert not (tmp_path / "run").exists()
+
+
+def test_check_shows_which_part_of_a_supervised_row_carries_loss(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    assert PRINTABLE.alphabet
+    new = PRINTABLE.model_copy(update={"alphabet": PRINTABLE.alphabet + "\n"})
+    tokenizer = AutoTokenizer.from_pretrained(make_tiny_policy(tmp_path / "policy", new))
+    tokenizer.chat_template = (
+        "{% for one in messages %}[{{ one['role'] }}]{{ one['content'] }}[/{{ one['role'] }}]\n{% endfor %}[assistant]"
+    )
+    tokenizer.save_pretrained(tmp_path / "policy")
+    talk = [
+        {"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "5"},
+        {"role": "user", "content": "4+4?"}, {"role": "assistant", "content": "4+4=8\n[/8]"},
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    settings = {
+        "run": {"folder": str(tmp_path / "run")},
+        "policy": {"path": str(tmp_path / "policy")},
+        "data": {"path": str(tmp_path / "rows.jsonl"), "messages": "messages", "learn_turns": "last"},
+        "sft": {"steps": 1, "batch_size": 1, "max_tokens": 100},
+    }
+    path = tmp_path / "sft.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    result = invoke("check", path)
+    assert result.exit_code == 0, result.output
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    begin = next(at for at, line in enumerate(lines) if line.startswith("first training row, as the policy reads it ("))
+    shown = ["| [user]2+3?[/user]", "| [assistant]5[/assistant]", "| [user]4+4?[/user]", "| [assistant]"]
+    assert lines[begin + 1 : begin + 5] == shown
+    assert lines[begin + 5] == "the part that carries loss (11 tokens, with the end token)"
+    assert lines[begin + 6 : begin + 8] == ["> 4+4=8", f"> [/8]{tokenizer.eos_token}"]
 
 
 def test_check_tells_what_is_wrong_with_the_data(config: Path) -> None:
@@ -372,7 +412,7 @@ def test_check_runs_the_gold_answers_through_their_verifier(config: Path) -> Non
     result = check_rows_of(config, bad)
     assert result.exit_code == 0, result.output
     assert "look at them: 40 of 40 are judged `correct`" in result.stdout and "1 row(s) cannot be used" in result.stdout
-    assert "rows.jsonl:40: 'forty-one': " in result.stdout and "not a number" in result.stdout
+    assert re.search(r"row 40 of \S*rows\.jsonl: 'forty-one': ", result.stdout) and "not a number" in result.stdout
     assert check_rows_of(config, bad, "--strict").exit_code == 1
     assert check_rows_of(config, good, "--strict").exit_code == 0
 
@@ -387,7 +427,8 @@ def test_check_warns_of_gold_answers_that_the_math_parser_cannot_read(config: Pa
     rows = [{"prompt": "a", "answer": "\\frac{1}{"}, {"prompt": "b", "answer": "2"}]
     result = check_rows_of(config, rows, verifiers=[{"name": "answer", "use": "math"}])
     assert result.exit_code == 0, result.output
-    assert "1 gold answer(s) cannot be parsed as mathematics" in result.stdout and "rows.jsonl:0: '" in result.stdout
+    assert "1 gold answer(s) cannot be parsed as mathematics" in result.stdout
+    assert re.search(r"row 0 of \S*rows\.jsonl: '", result.stdout)
 
 
 KNOWING = """
@@ -423,12 +464,47 @@ def test_the_headline_is_what_a_run_would_do_with_the_gold_answers(
     told = result.stdout[result.stdout.index("gold answers") :]
     assert headline in told.splitlines()[0] and "\x1b" not in told
     if len(answers[-1]) == 9:
-        name = f"{config.with_name('rows.jsonl')}:{len(answers) - 1}: {answers[-1]!a}: too long for {len(answers) - 1}"
+        last = len(answers) - 1
+        name = f"row {last} of {config.with_name('rows.jsonl')}: {answers[-1]!a}: too long for {last}"
         assert name in told and "correct these rows" in told
     if code:
         refused = invoke("train", config)
         assert refused.exit_code == 2 and headline.removeprefix("FAILED: ") in refused.stderr, refused.output
         assert "check_golds=warn" in refused.stderr and not (config.parent / "run").exists()
+
+
+def test_check_refuses_a_tracker_that_is_not_installed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for command in ("check", "train"):
+        result = invoke(command, config, "report.trackers=[wandb]")
+        assert result.exit_code == 2 and "'wandb' is configured but not installed" in result.stderr, result.output
+
+
+def test_check_reports_the_problems_beside_a_missing_policy(config: Path) -> None:
+    rows: list[dict[str, object]] = [{"question": "1", "answer": "1"}]
+    verifiers = [{"name": "own", "use": "absent.py:function"}]
+    result = check_rows_of(config, rows, "policy.path=./absent", verifiers=verifiers)
+    assert result.exit_code == 2, result.output
+    for problem in ("policy.path='./absent' is neither", "verifiers: 'own': ", "data.prompt"):
+        assert problem in result.stderr, result.output
+
+
+def test_a_verifier_that_always_raises_fails_the_check_at_any_place_in_the_list(config: Path) -> None:
+    raising = config.with_name("raising.py")
+    raising.write_text("def unfinished(completion, reference):\n    raise NotImplementedError\n")
+    rows: list[dict[str, object]] = [{"prompt": f"{n}", "answer": str(n)} for n in range(9)]
+    own = {"name": "own", "use": f"{raising}:unfinished"}
+    for verifiers in ([*SETTINGS["verifiers"], own], [own]):  # type: ignore[misc]
+        result = check_rows_of(config, rows, verifiers=verifiers)
+        said = (
+            "verifier 'own' failed on all 8 completions that were tried, so a run would stop: "
+            f"NotImplementedError ({raising}:2)"
+        )
+        assert result.exit_code == 1 and said in result.stderr, result.output
+        assert "correct the rows" not in result.stderr and f"FAILED: {said}" in result.stdout
+        refused = invoke("train", config)
+        assert refused.exit_code == 2 and said in refused.stderr, refused.output
+    assert check_rows_of(config, rows, "verification.check_golds=warn", verifiers=verifiers).exit_code == 0
 
 
 def test_check_survives_a_verifier_that_hangs(config: Path) -> None:
@@ -458,7 +534,7 @@ def test_a_verifier_has_the_memory_that_is_asked_for(config: Path) -> None:
     verifiers = [{"name": "own", "use": f"{hungry}:verify"}]
     rows: list[dict[str, object]] = [{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": "2"}]
     told = check_rows_of(config, rows, verifiers=verifiers).stdout
-    assert "0 of 2 gold answers" in told and "2048 MiB of address space (the setting memory_mib)" in told
+    assert "verifier 'own' failed" in told and "2048 MiB of address space (the setting memory_mib)" in told
     told = check_rows_of(config, rows, "verification.memory_mib=4096", verifiers=verifiers).stdout
     assert "2 of 2 gold answers" in told
 
@@ -480,7 +556,8 @@ def test_check_of_mixed_data(config: Path) -> None:
     rows[1]["kind"] = "plaice"
     result = check_rows_of(config, rows, verifiers=verifiers)
     assert result.exit_code == 2
-    assert "rows.jsonl:1 has kind='plaice'" in result.stderr and "name: kind is 'place'" in result.stderr
+    assert re.search(r"row 1 of \S*rows\.jsonl has kind='plaice'", result.stderr)
+    assert "name: kind is 'place'" in result.stderr
 
 
 def test_check_where_the_hub_does_not_answer(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

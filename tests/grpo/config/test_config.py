@@ -60,6 +60,8 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
         ("evaluation={data: {path: a.jsonl, sytem: x}}", "evaluation.data.sytem is not a known key; did you mean"),
         ("policy.new={layer: 2}", "policy.new.layer is not a known key; did you mean policy.new.layers?"),
         ("run.zzz=1", "run.zzz is not a known key; known here: folder, seed, resume"),
+        ("run={zzz: 1, yyy: 2, folder: runs/x}", "run.zzz, run.yyy are not known keys; known here: folder, seed"),
+        ("adam_gamma=1", "adam_gamma is not a known key; known here: run, "),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path, override: str, told: str) -> None:
@@ -133,7 +135,17 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         (["cluster.sleep=true"], ["cluster.sleep makes room", "cluster.share_gpus"]),
         (
             ["cluster.share_gpus=true", "cluster.sleep=true", "learner.zero_stage=3"],
-            ["learner.zero_stage=3", "learner.offload=optimizer", "zero_stage 1 or 2"],
+            ["learner.zero_stage=3", "learner.offload=optimizer", "zero_stage=2"],
+        ),
+        (
+            ["cluster.share_gpus=true", "cluster.sleep=true", "learner.zero_stage=1", "policy.dtype=bfloat16"],
+            [
+                "cluster.sleep",
+                "learner.zero_stage=1",
+                "policy.dtype=bfloat16",
+                "zero_stage=2",
+                "learner.offload=optimizer",
+            ],
         ),
         (
             ["cluster.share_gpus=true", "cluster.sleep=true", "rollout.max_policy_lag=1"],
@@ -153,6 +165,43 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         (["data.generator=a:b"], ["data: give a generator, or a hub name and/or a path"]),
         (["data.template=hello"], ["data.template must contain {prompt}"]),
         (["evaluation={data: {}}"], ["evaluation.data needs one of"]),
+        (["evaluation={}"], ["evaluation needs questions", "evaluation.data", "data.validation"]),
+        (["data.validation=5"], ["data.validation holds out questions, but no evaluation", "add a section evaluation"]),
+        (
+            ["data.validation=5", "evaluation={data: {path: a.jsonl}}"],
+            ["evaluation.data and data.validation both give held-out questions", "remove one"],
+        ),
+        *(
+            (
+                [f"data.validation={part}", "evaluation={}"],
+                ["data.validation", "a share between 0 and 1", f"got {part}"],
+            )
+            for part in ("0", "-3", "1.5", "1.0", "True", "'5 %'")
+        ),
+        (["data.sources=[{name: a, path: a.jsonl}]"], ["data.path and data.sources both say where rows come from"]),
+        (["data={sources: [{name: a}]}"], ["data.sources.a needs one of hub, path or generator"]),
+        (["data={sources: [{path: a.jsonl}]}"], ["data.sources.0.name is missing"]),
+        (["data={sources: [{name: a.b, path: a.jsonl}]}"], ["data.sources.0.name", "pattern", "'a.b'"]),
+        (["data={sources: [{name: a, path: a.jsonl, ratio: 0}]}"], ["data.sources.0.ratio", "greater than 0"]),
+        (
+            ["data={sources: [{name: a, path: x, ratoi: 2}]}"],
+            ["data.sources.0.ratoi", "did you mean data.sources.0.ratio"],
+        ),
+        (
+            ["data={sources: [{name: a, path: x}, {name: a, path: y}]}"],
+            ["data.sources: 2 sources have the name 'a'", "another name"],
+        ),
+        (
+            ["data={sources: [{name: a, path: x, template: hello}, {name: b, path: y}]}"],
+            ["data.sources.a.template must contain {prompt}"],
+        ),
+        (
+            [
+                "data={validation: 5, sources: [{name: a, path: x, system: Think}, {name: b, path: y}]}",
+                "evaluation={mode: background}",
+            ],
+            ["evaluation.mode=background", "differ between data.sources", "use mode=inline"],
+        ),
         (["verifiers.1.name=answer"], ["2 verifiers have the name 'answer'"]),
         (["verifiers.0.weight=0", "verifiers.1.weight=0"], ["every weight is 0"]),
         (["verifiers.0.when={kind: []}"], ["'answer' has no value in when.kind"]),
@@ -282,10 +331,39 @@ def test_overrides_reach_sections_lists_and_what_the_file_leaves_out(tmp_path: P
     assert [verifier.name for verifier in settings.verifiers] == ["first", "form"]
     assert settings.verifiers[1].weight == 0.5
     assert settings.verifiers[0].options == {"find": ["boxed"]}
-    assert settings.evaluation is not None and settings.evaluation.data.path == "held_out.jsonl"
+    assert settings.evaluation is not None and settings.evaluation.data is not None
+    assert settings.evaluation.data.path == "held_out.jsonl"
     assert settings.learner.learning_rate == 3e-5
     assert settings.data.template == "{prompt} = ?"
     assert settings.run.resume == "auto"
+
+
+def test_a_source_has_the_keys_of_data_that_it_does_not_give(tmp_path: Path) -> None:
+    data = {
+        "template": "Q: {prompt}",
+        "validation": 0.1,
+        "choices": {"column": "options"},
+        "sources": [
+            {"name": "a", "path": "a.jsonl", "choices": None, "validation": None},
+            {"name": "b", "path": "b.jsonl", "template": "{prompt}\n{choices}", "reference_after": "####", "ratio": 3},
+        ],
+    }
+    path = write(tmp_path, TRAIN | {"data": data, "evaluation": {}})
+    settings = load(TrainConfig, path, ["data.sources.a.prompt=question", "data.sources.b.choices.column=answers"])
+    first, second = settings.data.sources
+    assert (first.template, first.prompt, first.choices, first.validation) == ("Q: {prompt}", "question", None, None)
+    assert (second.template, second.prompt, second.validation) == ("{prompt}\n{choices}", "prompt", 0.1)
+    assert second.choices is not None and second.choices.column == "answers"
+    assert (first.reference_after, second.reference_after) == (None, "####")
+    assert settings.data.shares == {"a": 0.25, "b": 0.75}
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(settings), encoding="utf-8")
+    assert load(TrainConfig, again) == settings
+
+
+def test_items_of_lists_have_names_in_overrides(tmp_path: Path) -> None:
+    settings = load(TrainConfig, write(tmp_path, TRAIN), ["verifiers.form.weight=0.25", "verifiers.answer.weight=3"])
+    assert {each.name: each.weight for each in settings.verifiers} == {"answer": 3, "form": 0.25}
 
 
 def test_the_last_override_of_a_key_counts(tmp_path: Path) -> None:
@@ -300,6 +378,7 @@ def test_the_last_override_of_a_key_counts(tmp_path: Path) -> None:
         ("=3", "not of the form key=value"),
         ("train.steps={", "not valid YAML"),
         ("verifiers.7.weight=1", "leads nowhere"),
+        ("verifiers.nobody.weight=1", "leads nowhere"),
         ("verifiers.name=1", "leads nowhere"),
         ("run.folder.deep=1", "leads nowhere"),
         ("run.folder.very.deep=1", "leads nowhere"),
@@ -339,7 +418,7 @@ def test_a_configuration_does_not_change_after_it_is_read(tmp_path: Path) -> Non
         ("broken.yaml", "run: [", "not valid YAML"),
         ("list.yaml", "- 1", "must hold keys with values"),
         ("empty.yaml", "", "must hold keys with values"),
-        ("binary.yaml", b"\xff\xfe\x00", "not valid YAML"),
+        ("binary.yaml", b"\xff\xfe\x00", "is not UTF-8 text"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str, text: str | bytes | None, told: str) -> None:
@@ -349,6 +428,33 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str, text: str
     with pytest.raises(ValueError, match=name) as caught:
         load(TrainConfig, tmp_path / name)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "remedy"),
+    [
+        ("run:\n\tfolder: x\n", 2, "replace the tab by blanks"),
+        ("run:\n  folder: x\n   seed: 3\n", 3, "keys of the same section begin in the same column"),
+        ("data: {path: x}\n  run: {folder: y}\n", 2, "keys of the same section begin in the same column"),
+        ("verifiers:\n  - name: a\n    use: math\n - name: b\n", 4, "so do items of the same list"),
+        ("run:\n  folder: x: y\n", 2, "a value that contains ': ' needs quotes"),
+        ('run:\n  folder: "x\n', 3, "close the quotes or the bracket"),
+        ("run: {folder: x\ntrain: {steps: 3}\n", 2, "close the bracket"),
+        ("run: {folder: x\n", 2, "close the bracket"),
+        ("run:\n  folder: @x\n", 2, "put the value into quotes"),
+        ("run:\n  folder: %x\n", 2, "put the value into quotes"),
+        ("run:\n  folder: }\n", 2, "put the value into quotes"),
+        ("run:\n  folder: x\n seed: 3\n", 3, "keys of the same section begin in the same column"),
+        ("run:\n  folder: x\n  seed\ntrain:\n", 4, "a blank after the colon"),
+    ],
+)
+def test_an_error_of_yaml_names_the_line_and_the_remedy(tmp_path: Path, text: str, line: int, remedy: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="the file is not valid YAML") as caught:
+        load(TrainConfig, path)
+    told = str(caught.value)
+    assert told.startswith(f"{path}:{line}: ") and remedy in told and "\n" not in told, told
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -365,3 +471,28 @@ def test_there_are_recipes() -> None:
     assert {"quickstart", "quickstart_sft", "gsm8k", "gsm8k_cpu", "math_8gpu"} <= names
     rows = re.findall(r"^\| `(\w+)\.yaml` \|", (CONFIGS / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(rows) == sorted(names), "configs/README.md says what each recipe teaches"
+
+
+def test_a_metric_that_is_not_evaluated_chooses_no_best_policy(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, TrainConfig, TRAIN, "train.keep_best=eval/accuracy")
+    assert "train.keep_best=eval/accuracy needs a section evaluation" in line
+    load(TrainConfig, write(tmp_path, TRAIN), ["train.keep_best=eval/accuracy", "evaluation={data: {path: a.jsonl}}"])
+
+
+def test_a_config_of_the_other_job_is_refused_in_one_sentence() -> None:
+    for schema, name, job in ((SftConfig, "quickstart", "train"), (TrainConfig, "quickstart_sft", "sft")):
+        with pytest.raises(
+            ValueError, match=rf"is a config for `grpo {job}`, because it has .*run `grpo {job} "
+        ) as refused:
+            load(schema, CONFIGS / f"{name}.yaml")  # type: ignore[type-var]
+        assert "known key" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("prime.toml", "[train]\nsteps = 5\n"), ("prime.toml", "max_steps = 5\n"), ("prime.yaml", 'name = "x"\n')],
+)
+def test_a_config_in_toml_is_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} is TOML, and a config is YAML"):
+        load(TrainConfig, tmp_path / name)

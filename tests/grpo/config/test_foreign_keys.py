@@ -8,9 +8,9 @@ import pytest
 
 from grpo.config import TrainConfig
 from grpo.config.file import load
-from grpo.config.foreign_keys import FOREIGN_KEYS, ForeignKey, foreign_hints
-from grpo.config.migrating import markdown
-from grpo.config.reference import matching, reference
+from grpo.config.foreign_keys import FOREIGN_KEYS, ForeignKey
+from grpo.config.migrating import DEFAULTS, ForeignDefault, foreign_hints, markdown
+from grpo.config.reference import defaults, matching, reference
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -25,7 +25,15 @@ def problems(*overrides: str) -> str:
 
 def test_the_page_is_current() -> None:
     page = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
-    assert page == markdown(), "run `grpo config --migrating > docs/migrating.md`"
+    assert page == markdown(defaults()), "run `grpo config --migrating > docs/migrating.md`"
+
+
+@pytest.mark.parametrize("default", DEFAULTS, ids=lambda default: default.ours)
+def test_the_page_has_a_default_of_ours_that_differs(default: ForeignDefault) -> None:
+    ours = defaults()[default.ours]
+    assert f"| `{default.ours}` | `{ours}` | {default.verl} | {default.trl} |" in markdown(defaults())
+    plain = ours.strip("[]")
+    assert any(there.strip("`").split(":")[0] != plain for there in (default.verl, default.trl))
 
 
 def test_the_table_has_the_keys_of_four_trainers() -> None:
@@ -64,12 +72,25 @@ def test_each_key_leads_to_a_key_that_exists(key: ForeignKey) -> None:
         ),
         ("orchestrator.rollouts_per_example=8", "it is a key of prime-rl: write rollout.group_size"),
         ("n_samples_per_prompt=8", "it is a key of OpenRLHF: write rollout.group_size"),
+        ("algorithm.adv_estimator=grpo", "it is a key of verl: write algorithm.advantage=group_std (grpo is"),
+        ("algorithm.advantage=grpo", "; write algorithm.advantage=group_std, which is 'grpo' of verl"),
+        ("algorithm.advantage=group_norm", "; write algorithm.advantage=group_std, which is 'group_norm' of OpenRLHF"),
+        ("algorithm.advantage=rloo", "=leave_one_out, which is 'rloo' of verl and OpenRLHF"),
+        ("algorithm.aggregation=seq-mean-token-mean", "write algorithm.aggregation=sequence_mean, which is"),
+        ("algorithm.kl=low_var_kl", "write algorithm.kl=k3, which is 'low_var_kl' of verl"),
         ("packing_samples=true", "it is a key of OpenRLHF: leave it out: sequences are always packed"),
         ("temperature=0.7", "temperature is not a known key; did you mean rollout.temperature?"),
     ],
 )
 def test_an_unknown_key_of_another_trainer_is_explained(override: str, told: str) -> None:
     assert told in problems(override)
+
+
+def test_a_translated_value_is_a_value_here() -> None:
+    for key in FOREIGN_KEYS:
+        kind = next((each.kind for part in reference() for each in part.keys if each.name == key.ours), "")
+        for value in key.values.values():
+            assert value in ("auto", "parameters") or f"`{value}`" in kind or kind == "true or false", (key, kind)
 
 
 def test_a_whole_foreign_section_is_explained_key_by_key() -> None:

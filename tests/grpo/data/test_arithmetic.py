@@ -83,3 +83,8 @@ def test_the_default_policy_can_read_and_write_all_of_it() -> None:
     tags = "|".join(map(re.escape, new.tags))
     for row in demonstrations(500):
         assert set(re.sub(tags, "", row["prompt"] + row["response"])) <= set(new.alphabet)
+
+
+def test_a_tenth_of_the_questions_is_held_out() -> None:
+    held_out = sum(is_held_out(f"{first}+{second}=?") for first in range(200) for second in range(200))
+    assert held_out / 200**2 == pytest.approx(0.1, abs=0.003)

@@ -104,6 +104,8 @@ _SHORT_GZIP = gzip.compress(b'{"a": 1}\n{"a": 2}\n' * 99, mtime=0)[:-20]
     [
         ("x.jsonl", b'{"a": 1}\n\n{"a": \n{"a": 2}\n[3]\n', ["x.jsonl:3: the line is not a JSON", "x.jsonl:5: "]),
         ("x.jsonl", '{"a": "caf\u00e9"}\n'.encode("latin-1"), ["x.jsonl:1: the file is not UTF-8", "0xe9", "iconv -f"]),
+        ("x.jsonl", '{"a": "caf\u00e9'.encode()[:-1], ["x.jsonl:1: the file is not UTF-8", "0xc3"]),
+        ("x.csv", b'a,b\n1,2\n"3"x,4\n', ["x.csv:3: "]),
         ("x.json", b'[{"a": 1},\n {"a": }]', ["x.json:2: the file is not JSON"]),
         ("x.jsonl.gz", _SHORT_GZIP, ["cannot be unpacked", "download it again"]),
         ("x.csv", b'a,b\n1,2\n3\n4,5,6\n', ["x.csv:3: the row has fewer values", "x.csv:4: the row has more values"]),
@@ -192,3 +194,10 @@ def test_repeated_and_contradicting_questions_are_counted(tmp_path: Path, tokeni
         load_prompts(source.model_copy(update={"template": "{prompt} {answer}"}), tokenizer, max_tokens=9)
     (tmp_path / "rows.jsonl").write_text(lines(ROWS))
     assert load_prompts(source, tokenizer, max_tokens=9).notes == ()
+
+
+def test_reading_shows_no_bars_of_a_library(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert not datasets.are_progress_bars_disabled()
+    assert len(load_rows(DatasetConfig(path=str(folder / "jsonl")))) > 0
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from row_shapes import ALL_SHAPES, CHAT
 from tiny_policy import make_tiny_policy
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -18,12 +19,6 @@ from grpo.data.supervised import load_supervised
 from grpo.evaluation.problems import load_problems
 from rewards.build import build_verifier
 from rewards.verdict import Status
-
-CHAT = (
-    "{% for one in messages %}[{{ one['role'] }}:{{ one['content'] }}]{% endfor %}"
-    "{% if add_generation_prompt %}[bot:{% endif %}"
-)
-ASKED = [{"role": "user", "content": "What is 2+3?"}]
 
 
 @pytest.fixture(autouse=True)
@@ -54,128 +49,27 @@ def source_of(tmp_path: Path, rows: list[dict[str, Any]], **keys: Any) -> Datase
     return source
 
 
-SOLUTION = "First $2+2=\\boxed{4}$ is not it. The sum is $\\boxed{\\frac{10}{2}}$."
-MATH = {"use": "math"}
-# Name of the shape: (row, keys of `data`, verifier, what the policy reads, a right and a wrong completion)
-SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, str, str]] = {
-    "gsm8k": (
-        {"question": "What is 2+3?", "answer": "2 and 3 are <<2+3=5>>5.\n#### 5"},
-        {"prompt": "question", "reference_after": "####"},
-        MATH, "[user:What is 2+3?][bot:", "\\boxed{5}", "\\boxed{6}",
-    ),
-    "math": (
-        {"problem": "What is 2+3?", "level": "Level 1", "type": "Algebra", "solution": SOLUTION},
-        {"prompt": "problem", "reference": "solution", "reference_boxed": True},
-        MATH, "[user:What is 2+3?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "numina_math": (
-        {"source": "olympiads", "problem": "What is 2+3?", "solution": SOLUTION, "messages": ASKED},
-        {"prompt": "problem", "reference": "solution", "reference_boxed": True, "template": "{source}: {prompt}"},
-        MATH, "[user:olympiads: What is 2+3?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "open_r1": (
-        {"problem": "What is 2+3?", "solution": SOLUTION, "answer": "5", "messages": ASKED},
-        {"prompt": "problem", "reference": "answer", "system": "Think."},
-        MATH, "[system:Think.][user:What is 2+3?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "verl": (
-        {
-            "data_source": "openai/gsm8k", "prompt": ASKED, "ability": "math",
-            "reward_model": {"style": "rule", "ground_truth": "5"}, "extra_info": {"question": "2+3", "index": 0},
-        },
-        {"reference": "reward_model.ground_truth", "template": "{extra_info.question} = {prompt}"},
-        MATH, "[user:2+3 = What is 2+3?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "trl": (
-        {"prompt": ASKED, "answer": "$5$"},
-        {}, MATH, "[user:What is 2+3?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "content_parts": (
-        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "text", "text": "is?"}]}],
-         "answer": "5"},
-        {}, MATH, "[user:What is?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "openrlhf": (
-        {"input": "What is 2+3?", "label": "5"},
-        {"prompt": "input", "reference": "label"}, MATH, "[user:What is 2+3?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "openrlhf_messages": (
-        {"context_messages": ASKED, "datasource": "math", "label": "5"},
-        {"prompt": "context_messages", "reference": "label"},
-        MATH, "[user:What is 2+3?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "prime_rl": (
-        {"prompt": ASKED, "task": "math", "info": '{"ground_truth": "5", "turns": [1]}'},
-        {"reference": "info.ground_truth"}, MATH, "[user:What is 2+3?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "synthetic_1": (
-        {"task_type": "verifiable_math", "prompt": "What is 2+3?", "verification_info": '{"ground_truth": "5"}'},
-        {"reference": "verification_info.ground_truth"}, MATH,
-        "[user:What is 2+3?][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-    "olympiadbench": (
-        {"question": "Roots?", "final_answer": ["$2$", "$-3$"], "is_multiple_answer": True},
-        {"prompt": "question", "reference": "final_answer", "reference_join": ", "},
-        MATH, "[user:Roots?][bot:", "\\boxed{-3, 2}", "\\boxed{2}",
-    ),
-    "accepted_answers": (
-        {"question": "Capital?", "answer": ["Paris", "Paris, France"]},
-        {"prompt": "question"}, {"use": "exact"}, "[user:Capital?][bot:", "\\boxed{paris, france}", "\\boxed{Lyon}",
-    ),
-    "accepted_numbers": (
-        {"question": "What is 2+3?", "answer": ["5", "5.0 cm"]},
-        {"prompt": "question"}, {"use": "math", "options": {"any_of": True}},
-        "[user:What is 2+3?][bot:", "\\boxed{10/2}", "\\boxed{5, 6}",
-    ),
-    "mmlu": (
-        {"question": "Which?", "subject": "x", "choices": ["one", "two", "three", "four"], "answer": 2},
-        {"prompt": "question", "template": "{prompt}\n{choices}", "choices": {"column": "choices"}},
-        {"use": "choice"}, "[user:Which?\nA) one\nB) two\nC) three\nD) four][bot:", "\\boxed{C}", "\\boxed{A}",
-    ),
-    "mmlu_pro": (
-        {"question": "Which?", "options": ["one", "two", "three"], "answer": "B", "answer_index": 1},
-        {"prompt": "question", "template": "{prompt}\n{choices}", "choices": {"column": "options"}},
-        {"use": "choice"}, "[user:Which?\nA) one\nB) two\nC) three][bot:", "\\boxed{B}", "\\boxed{A}",
-    ),
-    "arc": (
-        {"question": "Which?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"},
-        {"prompt": "question", "reference": "answerKey", "template": "{prompt}\n{choices}",
-         "choices": {"column": "choices"}},
-        {"use": "choice"}, "[user:Which?\nA) one\nB) two][bot:", "\\boxed{B}", "\\boxed{A}",
-    ),
-    "hellaswag": (
-        {"ctx": "He", "endings": ["runs", "flies"], "label": "1"},
-        {"prompt": "ctx", "reference": "label", "template": "{prompt} ...\n{choices}",
-         "choices": {"column": "endings"}},
-        {"use": "choice"}, "[user:He ...\nA) runs\nB) flies][bot:", "\\boxed{B}", "\\boxed{A}",
-    ),
-    "alpaca": (
-        {"instruction": "Add.", "input": "2 and 3", "output": "5"},
-        {"prompt": "instruction", "reference": "output", "template": "{prompt}\n{input}\nWrite \\boxed{output}."},
-        MATH, "[user:Add.\n2 and 3\nWrite \\boxed{output}.][bot:", "\\boxed{5}", "\\boxed{4}",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ALL_SHAPES)
 def test_published_rows_are_described_by_the_config_alone(
-    tmp_path: Path, chatty: PreTrainedTokenizerBase, shape: str
+    tmp_path: Path, chatty: PreTrainedTokenizerBase, name: str
 ) -> None:
-    row, keys, verifier, text, right, wrong = SHAPES[shape]
-    source = source_of(tmp_path, [row], **keys)
+    shape = ALL_SHAPES[name]
+    source = source_of(tmp_path, [shape.row], **shape.keys)
     (prompt,) = load_prompts(source, chatty, max_tokens=1000).prompts
-    assert prompt.text == text
-    judge = build_verifier(verifier["use"], verifier.get("options", {}))
-    assert judge(right, prompt.reference, prompt.row).status is Status.CORRECT
-    assert judge(wrong, prompt.reference, prompt.row).status is Status.WRONG
-    if isinstance(row[source.prompt], str):
+    assert prompt.text == shape.text
+    judge = build_verifier(shape.verifier["use"], shape.verifier.get("options", {}))
+    right = judge(shape.right, prompt.reference, prompt.row)
+    assert right.status is Status.CORRECT, right
+    wrong = judge(shape.wrong, prompt.reference, prompt.row)
+    assert wrong.status is Status.WRONG, wrong
+    if isinstance(shape.row.get(source.prompt), str):
         # An evaluation reads the same description.
         task = TaskConfig.model_validate(
-            {"name": "mine", "source": "here", "data": source.model_dump(), "verifier": verifier}
+            {"name": "mine", "source": "here", "data": source.model_dump(), "verifier": shape.verifier}
         )
         (problem,) = load_problems(task)
         assert problem.reference == prompt.reference and problem.row == prompt.row
-        assert f"[user:{problem.question}]" in text
+        assert f"[user:{problem.question}]" in shape.text
 
 
 GPQA = {"Question": "Which?", "Correct Answer": "one", "Incorrect Answer 1": "two", "Incorrect Answer 2": "three"}

@@ -33,6 +33,8 @@ class Server:
 
     url: str = ""
     models: tuple[str, ...] = ("only",)
+    says: dict[str, Any] = field(default_factory=dict)
+    lists: bool = True
     failures: list[int] = field(default_factory=list)
     reasoning: str | None = None
     finish_reason: str = "stop"
@@ -64,7 +66,8 @@ def server() -> Iterator[Server]:
 
         def do_GET(self) -> None:
             state.listed = (self.path, self.headers["Authorization"])
-            self.reply(200, {"object": "list", "data": [{"id": one, "object": "model"} for one in state.models]})
+            listed = [{"id": one, "object": "model", **state.says} for one in state.models]
+            self.reply(200 if state.lists else 404, {"object": "list", "data": listed})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -117,7 +120,8 @@ def test_every_question_is_asked_as_it_should_be(server: Server, monkeypatch: py
 
 
 def test_plain_completions_and_thoughts(server: Server) -> None:
-    assert ask(server, chat=False)[0].text == "you said q0" and server.asked[-1]["path"] == "/v1/completions"
+    plain = EndpointSampler(server.url, EndpointConfig()).sample([Question("q0", None, None, 1, False)], SAMPLING, 20.0)
+    assert dict(plain)[0].text == "you said q0" and server.asked[-1]["path"] == "/v1/completions"
     server.reasoning, server.finish_reason = "hm", "length"
     assert ask(server)[0] == Sample("<think>hm</think>\nyou said q0", 5, "length")
 
@@ -141,6 +145,23 @@ def test_what_is_refused_ends_nothing(server: Server) -> None:
     assert "did not say how many tokens" in ask(server)[0].refusal
 
 
+def test_an_unknown_model_or_address_is_named(server: Server) -> None:
+    server.models, server.failures = ("m1", "m9"), [404]
+    sampler = EndpointSampler(server.url, EndpointConfig(model="mX"))
+    sampler.served()
+    with pytest.raises(
+        RuntimeError, match=r"not now.*The server lists m1, m9, not mX: choose with endpoint\.model="
+    ) as it:
+        dict(sampler.sample(questions(1), SAMPLING, 20.0))
+    assert "run the same command" not in str(it.value)
+    server.url, server.lists = server.url.removesuffix("/v1"), False
+    with pytest.raises(RuntimeError, match=r"does not list its models.*ends with /v1: try http://127[\d.:]*/v1"):
+        ask(server)
+    server.failures = [404]
+    with pytest.raises(RuntimeError, match=r"gave no completion.*ends with /v1: try"):
+        ask(server, model="m1")
+
+
 def test_a_missing_key_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server.failures = [401]
@@ -154,6 +175,25 @@ def test_more_fields_are_sent_and_a_removed_stop_string_comes_back(server: Serve
     assert server.asked[-1]["top_k"] == 20 and server.asked[-1]["max_tokens"] == 9
     server.stop_reason = 151645
     assert ask(server)[0].text == "you said q0"
+
+
+def test_only_a_set_narrowing_is_sent(server: Server) -> None:
+    ask(server)
+    assert not {"top_k", "min_p"} & server.asked[-1].keys(), "some servers refuse unknown fields"
+    narrow = SamplingParams(1, 20, 0.6, (), 0.95, 20, 0.1)
+    for body, top_k in (({}, 20), ({"top_k": 5}, 5)):
+        dict(EndpointSampler(server.url, EndpointConfig(extra_body=body)).sample(questions(1), narrow, 20.0))
+        assert (server.asked[-1]["top_k"], server.asked[-1]["min_p"]) == (top_k, 0.1)
+
+
+def test_what_the_server_says_about_its_model(server: Server) -> None:
+    server.says = {"root": "/models/a", "parent": None, "max_model_len": 4096, "created": 123}
+    assert EndpointSampler(server.url, EndpointConfig()).served() == {"root": "/models/a", "max_model_len": 4096}
+    assert EndpointSampler(server.url, EndpointConfig(identity="mine")).served() == {"identity": "mine"}
+    server.lists = False
+    assert EndpointSampler(server.url, EndpointConfig(model="only")).served() == {}
+    with pytest.raises(RuntimeError, match="does not list its models"):
+        EndpointSampler(server.url, EndpointConfig())
 
 
 def test_which_model_is_asked(server: Server) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from io import StringIO
 
 import pytest
+from rich.console import Console
 from test_eval_store import record
 
 from grpo.evaluation.compare import compare_tables
 from grpo.evaluation.metrics import task_metrics
+from grpo.evaluation.progress import EvalProgress, results_table
 from grpo.evaluation.store import Judged
 from grpo.evaluation.votes import Answers, Call, vote
 from rewards.verdict import Status, Verdict, correct, timeout, wrong
@@ -118,3 +122,47 @@ def test_comparison_is_over_what_both_answered() -> None:
     assert (found.worse[0].before, found.worse[0].after, found.worse[0].question) == (1.0, 0.5, "question 2")
     with pytest.raises(ValueError, match=r"share 0 problem\(s\)"):
         compare_tables("t", first, [])
+    with pytest.raises(ValueError, match=r"share 1 problem\(s\)"):
+        compare_tables("t", first[:2], second)
+    assert compare_tables("t", first[:4], second).shared == 2
+
+
+def test_repeated_problems_are_paired_one_by_one() -> None:
+    def repeated(*problems: str) -> list[Judged]:
+        rows = table(*problems)
+        same = {"t:0": "same", "t:1": "same", "t:3": "same"}
+        return [
+            replace(row, record=replace(row.record, digest=same.get(row.record.problem, row.record.digest)))
+            for row in rows
+        ]
+
+    found = compare_tables("t", repeated("+", "-", "+", "-"), repeated("+", "+", "-", "-"))
+    assert (found.shared, found.first.value, found.second.value) == (4, 0.5, 0.5)
+    assert [flip.problem for flip in found.better] == ["t:1"] and [flip.problem for flip in found.worse] == ["t:2"]
+    fewer = compare_tables("t", repeated("+", "?", "+", "-"), repeated("+", "+", "-")[:3])
+    assert (fewer.shared, fewer.only_first, fewer.only_second) == (2, 1, 1), "an unknown verdict shifts no pair"
+
+
+def test_refused_completions_have_no_length_and_statuses_one_denominator() -> None:
+    rows = table("+", "+", "+", "-", "?")
+    refused = replace(rows[4].record, completion_tokens=0, finish_reason="refused", status=Status.ERROR)
+    found = task_metrics("t", [*rows[:4], replace(rows[4], record=refused)], votes=False)
+    value = {name: one.value for name, one in found.estimates.items()}
+    assert value["accuracy"] == value["status/correct"] == 0.75 and value["status/wrong"] == 0.25
+    assert (value["completion_tokens"], value["truncated"], value["status/error"]) == (10.0, 1.0, 0.2)
+    assert found.estimates["truncated"].problems == 4
+    console = Console(file=(text := StringIO()), width=200)
+    console.print(results_table("m", {"t": found}))
+    assert "judged completions" in text.getvalue() and "4 of 5" in text.getvalue()
+
+
+def test_an_interrupt_says_what_is_stored() -> None:
+    console = Console(file=(text := StringIO()), width=200)
+    with pytest.raises(KeyboardInterrupt), EvalProgress("sums", 100, console) as progress:
+        progress.start_with([row.record for row in table("++", "+-")])
+        progress.add(record("t:9"))
+        raise KeyboardInterrupt
+    assert "stopped: 5 of 100 completions of sums are stored; the same command continues" in text.getvalue()
+    with EvalProgress("sums", 1, console):
+        text.truncate(0)
+    assert "stopped" not in text.getvalue()

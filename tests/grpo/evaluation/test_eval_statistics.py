@@ -18,6 +18,7 @@ from grpo.evaluation.statistics import (
     paired_p_value,
     pass_at_k,
 )
+from rewards.checks.audit import wilson
 
 
 @pytest.mark.parametrize("samples", range(1, 8))
@@ -92,10 +93,41 @@ def test_intervals_at_the_edges() -> None:
         mean_estimate([0.5])
 
 
-def test_students_t() -> None:
-    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 29: 2.045, 99: 1.984}
-    for freedom, quantile in table.items():
-        assert eval_statistics._student_t(0.975, freedom) == pytest.approx(quantile, rel=6e-3)
+def test_equal_values_do_not_claim_certainty() -> None:
+    none = mean_estimate([0.0] * 12, shares=False, bounds=(-1.0, 1.0))
+    assert none.high == -none.low == pytest.approx(wilson(0, 12).high) and none.method == "wilson"
+    most = mean_estimate([1.0 - 1e-16] * 6, shares=False, bounds=(0.0, 1.0))
+    assert (most.low, most.high) == (pytest.approx(wilson(6, 6).low), pytest.approx(1.0))
+    third = mean_estimate([1 / 3] * 50, shares=False, bounds=(-1.0, 1.0))
+    assert -1 < third.low < 1 / 3 < third.high < 1
+    lengths = mean_estimate([5.0] * 12, shares=False)
+    assert (lengths.low, lengths.high, lengths.method) == (5.0, 5.0, "all equal")
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile", "error"),
+    [
+        (1, 12.706204736, 1e-9),
+        (2, 4.302652730, 1e-9),
+        # The expansion's own error, which falls with the fifth power of the degrees of freedom.
+        (3, 3.182446305, 1.3e-3),
+        (4, 2.776445105, 3.2e-4),
+        (9, 2.262157163, 7e-6),
+        (19, 2.093024054, 2e-7),
+        (29, 2.045229642, 2e-8),
+        (99, 1.984216952, 1e-9),
+    ],
+)
+def test_students_t(freedom: int, quantile: float, error: float) -> None:
+    assert eval_statistics._student_t(0.975, freedom) == pytest.approx(quantile, rel=error)
+    assert eval_statistics._student_t(0.025, freedom) == pytest.approx(-quantile, rel=error)
+
+
+def test_votes_and_verdicts_have_the_same_length() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        majority_is_correct([0, 0], [True])
+    with pytest.raises(ValueError, match="longer"):
+        majority_is_correct([0], [True, False])
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,18 @@ def test_what_was_added_is_there_again(tmp_path: Path) -> None:
         assert list(store.records.values()) == [record(), odd]
 
 
+def test_completions_from_before_parts_were_stored_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    with CompletionStore(path) as store:
+        store.add(record(parts={"a": 0.5}))
+        store.add(record(sample=1))
+    kept = path.read_text()
+    path.write_text(kept.replace(', "parts": {}', ""))
+    assert path.read_text() != kept
+    with CompletionStore(path) as store:
+        assert [each.parts for each in store.records.values()] == [{"a": 0.5}, {}]
+
+
 @pytest.mark.parametrize("torn", [b'{"problem": "sums:1", "dig', b"\x00\x00\x00\n", b'{"problem": "sums:1"}\n', b"{}"])
 def test_a_last_line_that_was_cut_short_is_taken_away(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "completions.jsonl"

@@ -15,16 +15,16 @@ import pytest
 from grpo.config.evaluation import EvalConfig
 from grpo.config.file import resolve
 from grpo.evaluation.examples import with_shots
-from grpo.evaluation.problems import FOLDER, load_problems, load_task, task_names
+from grpo.evaluation.problems import FOLDER, Problem, load_problems, load_task, repeats_line, task_names
 from grpo.evaluation.votes import answers_of
 from rewards.build import build_verifier
 from rewards.verdict import Status
 
 PROMISED = [
     "aime24", "aime25", "aime26", "amc23", "beyond_aime", "brumo25", "gpqa_diamond", "gsm8k", "gsm8k_5shot",
-    "hmmt_feb25", "hmmt_nov25", "humaneval", "humaneval_plus", "livecodebench", "livecodebench_2408_2501",
+    "hmmt_feb25", "hmmt_nov25", "humaneval", "humaneval_plus", "ifeval", "livecodebench", "livecodebench_2408_2501",
     "livecodebench_2408_2505", "livecodebench_2410_2502", "math", "math500", "mbpp", "mbpp_plus", "minerva_math",
-    "olympiadbench",
+    "mmlu_pro", "olympiadbench",
 ]  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def status(name: str, problem: Any, completion: str) -> Status:
 
 def test_every_promised_task_is_there_and_says_where_it_is_from() -> None:
     assert task_names() == PROMISED
+    assert f" on {len(PROMISED)} tasks " in (Path(__file__).parents[3] / "README.md").read_text()
     for name in PROMISED:
         task = load_task(name)
         assert task.name == name and task.data.hub and task.sampling.max_tokens >= 512
@@ -98,6 +99,32 @@ def test_options_are_shuffled_alike_in_every_run(tmp_path: Path) -> None:
     assert status("gpqa_diamond", problems[0], f"\\boxed{{{problems[0].reference}}}") is Status.CORRECT
     other = "A" if problems[0].reference != "A" else "B"
     assert status("gpqa_diamond", problems[0], f"\\boxed{{{other}}}") is Status.WRONG
+
+
+def test_ten_options_and_a_letter(tmp_path: Path) -> None:
+    row = {"question_id": 70, "question": "Which is 9?", "options": [str(n) for n in range(10)], "answer": "J"}
+    row |= {"answer_index": 9, "cot_content": "", "category": "math", "src": "x"}
+    three = row | {"options": ["7", "8", "9"], "answer": "C", "answer_index": 2}
+    ten, few = local(tmp_path, "mmlu_pro", [row, three])
+    assert "\nJ) 9\n" in ten.question and "\nC) 9\n" in few.question and "D)" not in few.question
+    assert status("mmlu_pro", ten, "It is \\boxed{J}.") is Status.CORRECT
+    assert status("mmlu_pro", ten, "It is \\boxed{9}.") is Status.CORRECT
+    assert status("mmlu_pro", ten, "It is \\boxed{A}.") is Status.WRONG
+    assert status("mmlu_pro", few, "It is \\boxed{J}.") is Status.UNPARSEABLE
+
+
+def test_instructions_are_rows_of_ifeval(tmp_path: Path) -> None:
+    kwargs = [{"num_words": None, "relation": None}, {"num_words": 3, "relation": "at least"}]
+    row = {"key": 1, "prompt": "Tell me.", "kwargs": kwargs}
+    (problem,) = local(
+        tmp_path,
+        "ifeval",
+        [row | {"instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"]}],
+    )
+    assert problem.question == "Tell me."
+    assert status("ifeval", problem, "one two three") is Status.CORRECT
+    assert status("ifeval", problem, "one, two, three") is Status.SCORED
+    assert answers_of(load_task("ifeval")) is None
 
 
 def test_several_answers_are_one_reference(tmp_path: Path) -> None:
@@ -179,6 +206,18 @@ def test_solved_examples_stand_before_the_question(tmp_path: Path) -> None:
         load_task("gsm8k_5shot", ["shots.split=test"])
 
 
+def test_missing_data_and_missing_examples_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("grpo.data.rows.datasets.load_dataset", offline)
+    task = load_task("gsm8k_5shot", ["data.path=mine.jsonl"])
+    with pytest.raises(ValueError, match=r"the 5 solved examples of gsm8k_5shot are.*with task\.shots\.path=FILE"):
+        with_shots(task)
+    with pytest.raises(ValueError, match=r"give a local copy with task\.data\.path=FILE, or with --data"):
+        load_problems(load_task("gsm8k"))
+
+
 def test_published_conditions_replace_those_of_the_task() -> None:
     def sampling(task: str, *overrides: str) -> tuple[int, float, float, int]:
         found = resolve(EvalConfig, {"model": "m", "folder": "f"}, overrides, "a test").sampling_of(load_task(task))
@@ -186,6 +225,11 @@ def test_published_conditions_replace_those_of_the_task() -> None:
 
     assert sampling("humaneval", "like=deepseek-r1") == (64, 0.6, 0.95, 32768)
     assert sampling("math500", "like=open-r1") == (4, 0.6, 0.95, 32768)
+    assert sampling("aime24", "like=qwen3-thinking") == (64, 0.6, 0.95, 38912)
+    settings = {"model": "m", "folder": "f", "like": "qwen3-thinking"}
+    for overrides, top_k in (((), 20), (("top_k=0",), 0)):
+        found = resolve(EvalConfig, settings, overrides, "a test").sampling_of(load_task("math500"))
+        assert (found.top_k, found.min_p) == (top_k, 0.0)
     assert sampling("math500", "like=open-r1", "k=2", "max_tokens=99") == (2, 0.6, 0.95, 99)
     with pytest.raises(ValueError, match=r"like='deepseek' is not known; did you mean 'deepseek-r1'\?"):
         sampling("math500", "like=deepseek")
@@ -229,3 +273,11 @@ def test_numbers_vote_by_value_and_programs_not_at_all() -> None:
     assert numeric.find("\\boxed{1,000.50}") == numeric.find("#### 2001/2") == "2001/2"
     assert numeric.find("\\boxed{x}") is None
     assert answers_of(load_task("humaneval")) is None
+
+
+def test_repeated_questions_are_counted() -> None:
+    texts = (("a", "1"), ("a", "1"), ("b", "2"), ("a", "3"), ("b", "2"))
+    problems = [Problem(str(number), text, "", {}, text + right) for number, (text, right) in enumerate(texts)]
+    line = repeats_line("sums", problems)
+    assert line and "sums: 3 of 5 problems repeat the question of an earlier problem; 1 of these questions have" in line
+    assert repeats_line("sums", problems[1:3]) is None

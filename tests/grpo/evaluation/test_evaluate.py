@@ -20,7 +20,7 @@ from grpo.evaluation.engine_sampler import EngineSampler, Room, room_of
 from grpo.evaluation.metrics import TaskMetrics, task_metrics
 from grpo.evaluation.model import Model, default_folder, find_policy, folder_digest, open_model
 from grpo.evaluation.problems import load_task
-from grpo.evaluation.questions import Question, Sample
+from grpo.evaluation.questions import Question, Sample, length_warning
 from grpo.evaluation.store import LINES, TABLE, file_digest, read_table
 from grpo.types import Completion, Prompt, SamplingParams, VersionSpan
 from rewards.verdict import Status
@@ -164,6 +164,49 @@ def test_it_goes_on_at_another_port(tmp_path: Path, task: TaskConfig, monkeypatc
         evaluate(monkeypatch, FakeSampler(fickle), tmp_path / "a", [task], **SETTINGS, endpoint=body)
 
 
+def test_another_model_of_the_same_name_is_refused(
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = ({"root": root, "max_model_len": 4096} for root in ("/models/first", "/models/other"))
+    evaluate(monkeypatch, FakeSampler(fickle, model="default", said=first), tmp_path / "a", [task], **SETTINGS)
+    again = FakeSampler(fickle, model="default", said=first)
+    evaluate(monkeypatch, again, tmp_path / "a", [task], **SETTINGS, model="http://elsewhere:99/v1")
+    assert again.asked == []
+    with pytest.raises(ValueError, match=r"what differs: served\.root: '/models/first' -> '/models/other'. Choose"):
+        evaluate(monkeypatch, FakeSampler(fickle, model="default", said=other), tmp_path / "a", [task], **SETTINGS)
+
+
+def test_a_task_measures_parts_of_its_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two, one = ["punctuation:no_comma", "startend:quotation"], ["punctuation:no_comma"]
+    rows = [{"prompt": name, "instruction_id_list": names} for name, names in (("a", two), ("b", two), ("c", one))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row | {"kwargs": "[]"}) for row in rows))
+    task = load_task("ifeval", [f"data.path={tmp_path}/rows.jsonl"])
+    said = {"a": '"all"', "b": 'So:\n"all"', "c": "no, none"}
+    found = evaluate(monkeypatch, FakeSampler(lambda question: said[question.text]), tmp_path / "out", [task])["ifeval"]
+    values = {name: found.estimates[name].value for name in ("accuracy", *task.measures)}
+    # Strict: 2, 1 and 0 of 2, 2 and 1 instructions; loose: 2, 2 and 0.
+    expected = {"accuracy": 1 / 3, "prompt_loose": 2 / 3, "instruction_strict": 3 / 5, "instruction_loose": 4 / 5}
+    assert values == pytest.approx(expected)
+    assert all(0 <= found.estimates[name].low <= values[name] <= found.estimates[name].high <= 1 for name in values)
+    table = read_table(tmp_path / "out" / "ifeval" / TABLE)
+    assert task_metrics("ifeval", table, votes=False, measures=task.measures) == found
+    with pytest.raises(ValueError, match=r"ifeval: measures\.odd names the part 'nothing', but the verdicts have all_"):
+        task_metrics("ifeval", table, votes=False, measures={"odd": "nothing"})
+
+
+def test_what_narrows_the_sampling_reaches_the_sampler_and_the_identity(
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, narrow = FakeSampler(fickle), {"top_p": 0.9, "top_k": 20, "min_p": 0.1}
+    evaluate(monkeypatch, sampler, tmp_path / "a", [task], **SETTINGS, **narrow)
+    assert sampler.sampling == SamplingParams(1, 2048, 1.0, (), 0.9, 20, 0.1)
+    card = json.loads((tmp_path / "a" / "sums" / "card.json").read_text())
+    assert card["identity"]["sampling"].items() >= narrow.items()
+    for changed, value in (("top_k", 21), ("min_p", 0.0)):
+        with pytest.raises(ValueError, match=rf"what differs: sampling\.{changed}"):
+            evaluate(monkeypatch, sampler, tmp_path / "a", [task], **SETTINGS, **(narrow | {changed: value}))
+
+
 class Refusing(FakeSampler):
     """Refuses some questions, as a server's filter does."""
 
@@ -179,7 +222,9 @@ def test_a_refusal_is_a_counted_failure_and_is_asked_again(
 ) -> None:
     some = Refusing(fickle)
     some.refused = (3, 8)
-    with pytest.raises(RuntimeError, match=r"2 of 24 verdicts of sums failed.*content_filter"):
+    with pytest.raises(
+        RuntimeError, match=r"2 of 24 completions of sums have no verdict.*no usable.*content_filter\. Repeat"
+    ):
         evaluate(monkeypatch, some, tmp_path / "a", [task], **SETTINGS)
     found = evaluate(monkeypatch, some, tmp_path / "a", [task], **SETTINGS, max_failure_share=0.1)["sums"]
     # The resume asks for the two alone; now they are its first and second question, and both come.
@@ -236,7 +281,9 @@ def test_verdicts_that_failed_are_no_result_and_are_asked_for_again(
     (tmp_path / "mine.py").write_text(VERIFIER.format(flag=str(flag)))
     mine = task.model_copy(update={"verifier": task.verifier.model_copy(update={"use": f"{tmp_path}/mine.py:judge"})})
     broken = FakeSampler(fickle)
-    with pytest.raises(RuntimeError, match=r"16 of 24 verdicts of sums failed, above max_failure_share=0\.05.*no such"):
+    with pytest.raises(
+        RuntimeError, match=r"16 of 24 completions .* no verdict, above max_failure_share=0\.05.*no such"
+    ):
         evaluate(monkeypatch, broken, tmp_path / "out", [mine], **SETTINGS)
     assert len(broken.asked) == 24
     partly = evaluate(monkeypatch, FakeSampler(fickle), tmp_path / "out", [mine], max_failure_share=0.9, **SETTINGS)
@@ -266,7 +313,7 @@ def test_problems_that_cannot_be_judged_are_left_out_and_a_task_without_a_right_
     mine = task.model_copy(update={"verifier": task.verifier.model_copy(update={"use": f"{tmp_path}/mine.py:Knowing"})})
     asked, folder = FakeSampler(fickle), tmp_path / "out"
     with pytest.raises(
-        ValueError, match=r"(?s)1 of 6 reference answers.*sums:2: '4': no answer to 2\+2=\?.*check_golds=warn"
+        ValueError, match=r"(?s)1 of 6 reference answers.*row 2 of sums: '4': no answer to 2\+2=\?.*check_golds=warn"
     ):
         evaluate(monkeypatch, asked, folder, [mine], **SETTINGS)
     assert asked.asked == [] and not folder.exists()
@@ -334,7 +381,13 @@ def test_the_room_left_in_the_context_is_counted_for_each_problem() -> None:
     room = room_of(model, "b", [28, 29, 127, 128, 500], 100)
     assert room == Room(128, 128, shortened=2, without=2)
     line = room.line("b", 5, 100)
-    assert line and "2 of 5 problems leave less room than max_tokens=100" in line and "2 whose prompt fills it" in line
+    assert (
+        line
+        and "2 of 5 problems leave less room than max_tokens=100" in line
+        and "; 2 of 5 problems fill it with" in line
+    )
+    only = Room(128, 128, without=1).line("b", 5, 100)
+    assert only and "128 tokens: 1 of 5 problems fill it" in only
     with pytest.raises(ValueError, match=r"b: the shortest prompt has 128 tokens and fills the policy's context"):
         room_of(model, "b", [128, 130], 1)
     assert room_of(Model("p", "p", "sha256:0", None), "b", [500], 100) == Room(600, None)
@@ -450,7 +503,47 @@ def test_a_group_verifier_judges_the_completions_of_a_problem_and_seed_together(
     with (folder / "sums" / LINES).open("a") as file:
         file.write(json.dumps(line) + "\n")
     flag.touch()
-    with pytest.raises(RuntimeError, match=r"4 of 48 verdicts of sums failed.*not now"):
+    with pytest.raises(
+        RuntimeError, match=r"4 of 48 completions of sums have no verdict.*The verifier failed.*not now"
+    ):
         evaluate(monkeypatch, FakeSampler(lengths), folder, [ranks], seeds=(0, 5), **SETTINGS)
     flag.unlink()
     assert evaluated(0) == found
+
+
+def test_a_task_without_a_chat_template_goes_to_plain_completions(
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def answer(question: Question) -> str:
+        asked.append(question.chat)
+        return "\\boxed{0}"
+
+    def with_data(**data: str) -> TaskConfig:
+        return task.model_copy(update={"data": task.data.model_copy(update=data)})
+
+    plain = with_data(chat_template="never")
+    evaluate(monkeypatch, FakeSampler(answer), tmp_path / "plain", [plain])
+    evaluate(monkeypatch, FakeSampler(answer), tmp_path / "chat", [task])
+    assert asked == [False] * 6 + [True] * 6
+    with pytest.raises(ValueError, match=r"what differs: requests"):
+        evaluate(monkeypatch, FakeSampler(answer), tmp_path / "chat", [task], endpoint={"chat": False})
+    with pytest.raises(ValueError, match=r"endpoint\.chat=true lets the server apply its chat template, but the task"):
+        evaluate(monkeypatch, FakeSampler(answer), tmp_path / "no", [plain], endpoint={"chat": True})
+    with pytest.raises(ValueError, match=r"data\.system needs a chat template, but /completions gets plain text"):
+        evaluate(monkeypatch, FakeSampler(answer), tmp_path / "no", [with_data(system="x")], endpoint={"chat": False})
+
+
+def test_the_context_that_a_server_announces_is_respected(
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = FakeSampler(fickle, said={"max_model_len": 2048})
+    with pytest.raises(ValueError, match=r"max_tokens=2,048, but the server announces.*give --max-tokens 2044 or less"):
+        evaluate(monkeypatch, sampler, tmp_path / "a", [task])
+    assert sampler.asked == [] and not (tmp_path / "a").exists()
+    assert length_warning("t", ["x" * 12], 2044, 2048) is None
+    assert length_warning("t", ["x" * 400, "x"], 100, 250) is None
+    assert length_warning("t", ["x" * 400, "x"], 10**6, None) is None
+    line = length_warning("t", ["x" * 400, "x"], 200, 250)
+    assert line and "About 1 of 2 prompts leave less room than max_tokens=200" in line and "--max-tokens 125" in line

@@ -52,7 +52,13 @@ def test_nothing_is_advised_where_nothing_stands_out() -> None:
         ({"time/sync_s": 2.0}, {}, "sync", "push", "minibatches"),
         ({"learner/padding_share": 0.3}, {}, "learn", "30%", "microbatch_tokens"),
         ({"learner/compute_s": 0.5}, {}, "learn", "67%", "minibatches"),
-        ({}, {"learner": {"gradient_checkpointing": True}}, "learn", "forward pass twice", "turn it off"),
+        (
+            {},
+            {"learner": {"gradient_checkpointing": True}},
+            "learn",
+            "100% of the layers' forward passes twice",
+            "a lower share",
+        ),
         ({"rollout/zero_variance_share": 0.75}, {}, "sampling", "75%", "refill_rounds"),
     ],
 )
@@ -65,9 +71,38 @@ def test_each_finding_names_its_figure_and_its_remedy(
     assert try_next in found.try_next
 
 
+@pytest.mark.parametrize(
+    ("metrics", "sections"),
+    [
+        ({"rollout/completion_tokens_max": 400.0}, {}),
+        ({}, {"generator": {"replicas": 2, "threads": 1, "max_sequences": 16}}),
+        ({"rollout/truncated_share": 0.2}, {}),
+        ({"learner/padding_share": 0.05}, {}),
+        ({"learner/compute_s": 1.1}, {}),
+        ({"rollout/zero_variance_share": 0.5}, {}),
+        ({"time/verify_s": 0.99, "time/sync_s": 0.99}, {}),
+    ],
+)
+def test_a_figure_at_its_threshold_is_left_alone(metrics: dict[str, float], sections: dict[str, Any]) -> None:
+    assert advised(metrics, **sections) == []
+
+
+def test_a_phase_is_worth_a_look_from_a_tenth_of_a_step_on_and_busy_from_a_half() -> None:
+    assert [(one.phase, one.share) for one in advised({"time/sync_s": 1.0})] == [("sync", 0.1)]
+    assert advice(settings(), CALM, {"generate": 0.5, "learn": 0.5}, 2, False) == []
+    assert advice(settings(), CALM, {}, 2, False) == [], "a phase without a measurement counts as busy"
+    assert advised({"learner/mfu": 0.25}, on_gpu=True) == []
+
+
 def test_threads_are_held_against_processors_on_a_cpu_only() -> None:
     assert "2 threads sample on 8 processors" in advised({}, cores=8)[0].seen
     assert advised({}, cores=8, on_gpu=True) == []
+
+
+def test_the_slowest_verifier_is_named() -> None:
+    for name in ("answer", "slow"):
+        (found,) = advised({"time/verify_s": 3.0, f"verifier/{name}/p50_s": 2.0, f"verifier/{name}/p99_s": 4.0})
+        assert f"{name!r} takes 2 s (median) to 4 s (p99)" in found.seen
 
 
 def test_a_gpu_that_idles_is_told_of() -> None:

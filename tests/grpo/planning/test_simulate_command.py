@@ -41,6 +41,12 @@ def test_a_run_whose_seconds_cannot_be_told_apart_is_refused(tmp_path: Path) -> 
         speeds_of(tmp_path / "rollouts")
 
 
+@pytest.mark.parametrize(("tokens", "drawn"), [("0.2", 1), ("1", 1), ("1.1", 2), ("9.9", 10), ("11", 10)])
+def test_lengths_are_whole_from_1_to_the_limit(tokens: str, drawn: int) -> None:
+    lengths = modelled(f"constant:tokens={tokens}", 10).draw(np.random.default_rng(0), 2, 3)
+    assert lengths.tolist() == [[drawn] * 3] * 2
+
+
 def test_no_speed_is_negative() -> None:
     assert fit([1, 1, 1], [1, 2, 3], [5, 7, 9]) == pytest.approx((3, 2))
     # The best line would fall: the mean, then; the best line would begin below nothing: through the origin.

@@ -75,7 +75,7 @@ def test_only_adapters_of_the_targets_have_a_gradient(folder: Path, targets: str
             for name, _ in load_tiny_model(folder, "eager").named_parameters()
             if name.removesuffix(".weight").endswith(wanted)
         }
-    logprobs_T, _ = PolicyLogprobs(packed_model)(pack([sequence]), 1.0)
+    (logprobs_T,) = PolicyLogprobs(packed_model)(pack([sequence]), 1.0)
     logprobs_T.sum().backward()
     for name, parameter in packed_model.named_parameters():
         assert (parameter.grad is not None) == (".lora_" in name), name

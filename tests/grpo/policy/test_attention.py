@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_policy import load_tiny_model, make_tiny_policy
+from tiny_policy import load_tiny_model, make_tiny_policy, one_by_one
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
 from grpo.algorithm.packing import MAX_PADDING_SHARE, Place, TrainingSequence, length_batches, pack
@@ -206,25 +204,6 @@ def queries_keys_values(size: int, dtype: torch.dtype, device: str) -> list[Tens
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype) for shape in shapes]
 
 
-def one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, others: Tensor, longest: int, _: int, **named: Any
-) -> Tensor:
-    """What FlashAttention's kernel is said to do: causal attention of each sequence between two borders."""
-    assert borders is others and named["window_size"] == (-1, 0) and borders.dtype == torch.int32
-    lengths = borders.diff().tolist()
-    assert max(lengths) == longest
-    outputs = [
-        scaled_dot_product_attention(
-            *(one.transpose(0, 1) for one in parts),
-            is_causal=True,
-            scale=named["scale"],
-            enable_gqa=named["enable_gqa"],
-        ).transpose(0, 1)
-        for parts in zip(*(one.split(lengths) for one in (query, key, value)), strict=True)
-    ]
-    return torch.cat(outputs)
-
-
 def test_the_layout_without_padding_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the kernel's own words in its place, as it is a GPU's."""
     monkeypatch.setattr("grpo.policy.attention.varlen_attn", one_by_one)
@@ -233,6 +212,30 @@ def test_the_layout_without_padding_gives_the_same(monkeypatch: pytest.MonkeyPat
     assert len(expected) == 4 and all(one.abs().max() > 0.1 for one in expected)
     for found, one in zip(attended(VarlenLayout(PLACES, CPU, BEHIND), tensors), expected, strict=True):
         torch.testing.assert_close(found, one, rtol=1e-9, atol=1e-9)
+
+
+def test_a_row_without_shared_prompts_is_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gather's gradient is slow on a GPU. With padding behind the last sequence, the gather is needed."""
+    monkeypatch.setattr("grpo.policy.attention.varlen_attn", one_by_one)
+    tensors = [one[:, :, :20] for one in queries_keys_values(8, torch.float64, "cpu")]
+    alone = [Place(0, 5, 5, 7), Place(12, 4, 16, 4)]
+
+    def gathers_of(layout: PackedLayout | VarlenLayout) -> tuple[int, tuple[Tensor, ...]]:
+        leaves = [one.clone().requires_grad_() for one in tensors]
+        with torch.profiler.profile() as profile:
+            output, _ = packed_attention(torch.nn.Identity(), *leaves, None, scaling=0.3, packed_layout=layout)
+        output.cumsum(1).square().sum().backward()
+        return sum(event.key == "aten::index_select" for event in profile.events()), (
+            output,
+            *(one.grad for one in leaves),
+        )
+
+    gathers, found = gathers_of(VarlenLayout(alone, CPU))
+    assert gathers == 0
+    for one, expected in zip(found, gathers_of(PackedLayout(alone, CPU))[1], strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-9, atol=1e-9)
+    assert gathers_of(VarlenLayout([Place(0, 5, 5, 7), Place(0, 5, 12, 8)], CPU))[0] == 4
+    assert gathers_of(VarlenLayout([Place(0, 5, 5, 7), Place(12, 4, 16, 2)], CPU, 20))[0] == 4
 
 
 @pytest.mark.gpu

@@ -184,3 +184,19 @@ def test_the_commit_that_was_identified_is_the_one_that_is_loaded(monkeypatch: p
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, **_: found)
     model = open_model("lab/model@main")
     assert (model.identity, model.path) == ("commit:abc123", "lab/model@abc123")
+
+
+@pytest.mark.parametrize(
+    ("offline", "remedy"),
+    [(True, "if it is a folder, check the path .*`hf download me/none`"), (False, "check the path .* the network")],
+)
+def test_a_policy_that_is_not_there_is_refused_with_a_remedy(
+    offline: bool, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: offline)
+    with pytest.raises(ValueError, match=f"policy.path='me/none' is neither .* hub; .*{remedy}"):
+        load_tokenizer("me/none")

@@ -10,7 +10,8 @@ from transformers import Qwen3Config
 
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.config import LearnerConfig
-from grpo.policy.sequence_parallel import SequenceGroup, SequencePart, check_heads
+from grpo.policy.sequence_parallel import SequenceGroup, SequencePart
+from grpo.policy.stored import check_heads
 
 
 @dataclasses.dataclass

@@ -100,3 +100,26 @@ def test_drawing_cuts_one_slow_step_and_no_ordinary_one() -> None:
     assert even.top() == (2.0, False)
     assert slow.edges()[0] == -0.5 and slow.edges()[-1] == 30.5
     assert sum(slow.thinned(10).parts["rest"]) / 10 == pytest.approx(60 / 31, rel=0.15)
+
+
+def test_a_phase_that_a_job_does_not_have_is_not_listed() -> None:
+    fine_tuning = history(*[{"time/learn_s": 1.0, "time/step_s": 1.5}] * 2)
+    labels = [label.strip() for label, _ in closing_table("run", fine_tuning).rows]
+    assert labels == ["mean step time", "learn", "rest"]
+    timed = step_time(fine_tuning)
+    other = step_time(history({"time/generate_s": 2.0, "time/learn_s": 3.0, "time/step_s": 5.0}))
+    only_total = step_time(history({"time/step_s": 5.0}))
+    assert timed and other and only_total
+    mean = mean_step_time([timed, other])
+    assert mean and list(mean.parts) == ["generate", "learn", "rest"] and mean.parts["generate"] == (1.0,)
+    assert only_total.parts == {"rest": (5.0,)}
+
+
+def test_sources_say_whether_their_accuracy_is_of_held_out_or_of_training_prompts() -> None:
+    steps = [
+        {"source/sums/accuracy": value, "eval/sums/accuracy": value / 2, "eval/accuracy": value} for value in (0.2, 0.4)
+    ]
+    rows = dict(closing_table("run", history(*steps)).rows)
+    assert rows["sums held-out accuracy"] == "0.100 -> 0.200"
+    assert rows["sums training accuracy"] == "0.200 -> 0.400"
+    assert "sums accuracy" not in rows

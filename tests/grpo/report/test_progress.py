@@ -12,6 +12,7 @@ from rich.console import Console
 from grpo.report.display import GRPO_FIELDS, SFT_FIELDS, sparkline
 from grpo.report.live_progress import LiveProgress
 from grpo.report.progress import PlainProgress, Progress, open_progress
+from grpo.terminal import Terminal
 from grpo.types import Phase
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
@@ -187,6 +188,26 @@ def test_log_handlers_made_before_are_led_around_the_panel_and_put_back(capsys: 
     # Printed through the console that draws the panel, which knows where it stands; not across it.
     assert "cache is full" in file.getvalue()
     assert "cache is full" not in capsys.readouterr().err
+
+
+def test_colours_in_a_line_without_end_are_no_text() -> None:
+    file = StringIO()
+    terminal = Terminal(file=file, width=80, height=24, force_terminal=True, _environ={"TERM": "xterm"})
+    progress = open_progress("GRPO", total_steps=200, console=terminal)
+    stream = sys.stdout
+    try:
+        print("\x1b[32mhalf a line\x1b[0m", end="", flush=True)
+        print("\x1b[0m", end="", flush=True)
+        print("whole line")
+    finally:
+        progress.close()
+    # What Ray's colorama does when Python ends.
+    stream.write("\x1b[0m")
+    printed = file.getvalue()
+    stream.flush()
+    assert file.getvalue() == printed
+    assert "half a line" in printed and "whole line" in printed
+    assert "⟨U+001B⟩" not in printed
 
 
 def test_supervised_fine_tuning_shows_its_loss() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from grpo.report.trackers import TensorBoardTracker, open_trackers
+from grpo.report.trackers import TensorBoardTracker, open_trackers, require_trackers
 
 
 def scalars(run_dir: Path, name: str) -> list[tuple[int, float]]:
@@ -56,6 +56,14 @@ def test_a_missing_package_is_told_with_its_remedy(name: str, tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match=rf"pip install 'verigrpo\[{name}\]'"):
         open_trackers([name], tmp_path)
+    with pytest.raises(ValueError, match=rf"pip install 'verigrpo\[{name}\]'"):
+        require_trackers(["tensorboard", name])
+    monkeypatch.delitem(sys.modules, name)
+    (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    if importlib.util.find_spec(name).origin is None:  # type: ignore[union-attr]
+        with pytest.raises(ValueError, match="is configured but not installed"):
+            require_trackers([name])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")

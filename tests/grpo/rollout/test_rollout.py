@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.rollout.failure_share import LEAST_VERDICTS, FailureShare
+from grpo.rollout.group_state import group_from_state, group_state
 from grpo.rollout.groups import collect, reward_tensors, seed_of, with_refills
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict
@@ -259,3 +260,24 @@ def test_seeds_are_distinct_over_runs_steps_and_prompts() -> None:
     # Sample i of a group uses seed + i: neighbours must not share them.
     ordered = sorted(seeds)
     assert min(b - a for a, b in itertools.pairwise(ordered)) > 64
+
+
+def test_a_group_comes_back_from_its_plain_data() -> None:
+    known = {prompt.id: prompt for prompt in (make_prompt(0), make_prompt(1))}
+    spans = (VersionSpan(0, 1, 3), VersionSpan(1, 3, 4))
+    rollouts = (
+        Rollout(make_completion("1"), {"answer": verdict.correct("equal", tags=0.5)}, 1.0),
+        Rollout(
+            Completion((7, 8, 9), (-0.1, -0.2, -0.3), "789", "length", spans),
+            {"answer": verdict.timeout("slow"), "form": verdict.wrong("odd")},
+            None,
+        ),
+        Rollout(make_completion("2"), {"answer": verdict.scored(0.25, "near")}, 0.25),
+    )
+    group = Group(known["rows:1"], rollouts)
+    state = group_state(group)
+    assert group_from_state(state, known) == group
+    assert state["token_ids"].tolist() == [1, 2, 7, 8, 9, 1, 2] and state["token_ids"].dtype == torch.int64
+    assert state["logprobs"].dtype == torch.float64 and state["prompt"] == "rows:1"
+    with pytest.raises(ValueError, match="prompt rows:1, which the data no longer have"):
+        group_from_state(state, {"rows:0": known["rows:0"]})

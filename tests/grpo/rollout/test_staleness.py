@@ -237,3 +237,71 @@ def test_what_was_sampled_ahead_is_not_resumed_under_a_smaller_lag() -> None:
     later = OpenGroups(3, 0, steps=9, version=4)
     later.load_state_dict(OpenGroups(2, 2, steps=9, version=4).state_dict())
     assert [ticket.batch for ticket in later.admit()] == [4, 4, 4]
+
+
+def test_the_bounds_of_a_refill_and_of_an_advance() -> None:
+    open_groups = OpenGroups(2, 1, steps=9)
+    assert (open_groups.version, open_groups.admit()[-1]) == (0, Ticket(3, 1, 0))
+    with pytest.raises(AssertionError):
+        open_groups.refill(1, 1)
+    sampled(open_groups, [1, 0], 0)
+    assert open_groups.buffered == 2 and open_groups.unfinished == [2, 3]
+    assert open_groups.take(2) == [0, 1] and open_groups.buffered == 0
+    # Room for exactly two; both belong to the present step, whatever their number is.
+    assert open_groups.refill(2, 7) == [Ticket(4, 0, 7), Ticket(5, 0, 7)]
+    for version in (0, 2):
+        with pytest.raises(AssertionError):
+            open_groups.advance(version)
+    # Four groups are due at step 1, which has places for two.
+    with pytest.raises(AssertionError):
+        open_groups.advance(1)
+
+
+def test_groups_due_later_may_fill_their_steps_exactly() -> None:
+    open_groups = OpenGroups(1, 2, steps=9)
+    open_groups.admit()
+    sampled(open_groups, [0], 0)
+    assert open_groups.take(1) == [0]
+    open_groups.advance(1)
+    assert open_groups.version == 1 and open_groups.unfinished == [1, 2]
+
+
+def test_a_group_is_finished_only_after_it_was_sampled_and_only_once() -> None:
+    open_groups = OpenGroups(1, 0, steps=1)
+    open_groups.admit()
+    with pytest.raises(AssertionError):
+        open_groups.finish(0)
+    open_groups.sampled(0, 0)
+    open_groups.finish(0)
+    with pytest.raises(AssertionError):
+        open_groups.finish(0)
+
+
+def test_a_state_holds_the_order_of_finishing_and_the_births() -> None:
+    open_groups = OpenGroups(3, 1, steps=4)
+    open_groups.admit()
+    open_groups.sampled(5, 0)
+    sampled(open_groups, [4, 1], 0)
+    state = open_groups.state_dict()
+    assert state == {
+        "prompts_per_step": 3, "max_policy_lag": 1, "asked": 6, "planned": 6,
+        "finished": [[4, 0], [1, 0]], "unfinished": [0, 2, 3, 5],
+    }  # fmt: skip
+    resumed = OpenGroups(3, 1, steps=4, version=1)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state and resumed.buffered == 2
+    # A group that is requested again is born at the present version; what finished before keeps its place.
+    resumed.sampled(0, 1)
+    assert resumed.are_sampled(3) and not resumed.are_finished(3)
+    resumed.finish(0)
+    assert resumed.state_dict()["finished"] == [[4, 0], [1, 0], [0, 1]]
+    assert resumed.are_finished(3) and resumed.take(3) == [0, 1, 4]
+    assert resumed.admit() == [Ticket(6, 2, 0), Ticket(7, 2, 0), Ticket(8, 2, 0)]
+
+
+def test_without_open_groups_a_state_goes_on_at_the_present_version() -> None:
+    state = OpenGroups(2, 1, steps=9).state_dict()
+    resumed = OpenGroups(3, 0, steps=9, version=2)
+    resumed.load_state_dict(state | {"asked": 10})
+    assert resumed.admit() == [Ticket(10, 2, 0), Ticket(11, 2, 0), Ticket(12, 2, 0)]
+    assert resumed.admit() == []

@@ -26,6 +26,7 @@ from grpo.cli.app import app
 from grpo.config import DatasetConfig, EvaluationConfig, TrainConfig
 from grpo.config.file import load
 from grpo.data.prompts import PromptSet, load_prompts
+from grpo.data.sources import load_sources, merged
 from grpo.evaluation.problems import load_problems, load_task
 from grpo.policy.stored import load_tokenizer
 from grpo.report.metrics_log import read_history
@@ -163,6 +164,21 @@ def test_the_task_is_what_training_would_ask(tmp_path: Path, policy: Path) -> No
     assert [problem.question for problem in problems] == [prompt.text for prompt in held_out.prompts]
     assert problems[3].question == "Say 3+3=? {column}" and problems[4].reference == "1"
     assert (task.sampling.k, task.sampling.temperature, task.sampling.max_tokens) == (1, 0.0, 20)
+
+
+def test_the_task_asks_the_held_out_questions_of_each_source_in_its_template(tmp_path: Path, policy: Path) -> None:
+    plain = settings_of(tmp_path / "run", policy).model_dump(mode="json")
+    both = {"generator": f"{__name__}:rows", "options": {"count": 9}, "validation": 3}
+    sources = [{"name": "said", "template": "Say {prompt}", **both}, {"name": "bare", **both}]
+    evaluation = {"every": 2, "mode": "background"}
+    settings = TrainConfig.model_validate(plain | {"data": {"sources": sources}, "evaluation": evaluation})
+    assert settings.problems() == []
+    loaded = load_sources(settings.data, load_tokenizer(str(policy)), max_tokens=18)
+    held_out = merged([source.held_out for source in loaded.values() if source.held_out])
+    BackgroundEvaluation(settings, held_out, "cpu")
+    problems = load_problems(load_task(str(tmp_path / "run" / "evaluations" / "held_out.yaml")))
+    assert [problem.question for problem in problems] == [prompt.text for prompt in held_out.prompts]
+    assert [problem.question.startswith("Say ") for problem in problems] == [True] * 3 + [False] * 3
 
 
 def test_nested_references_are_asked_for_and_chat_messages_are_refused(tmp_path: Path, policy: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from fake_run import silent_progress
+from gpu_ledger import ACTIVATIONS, CARD, SHARE, STATES, WEIGHTS, booking_cluster
 from tiny_policy import TINY, make_tiny_policy
 
 from grpo.config import SftConfig, TrainConfig
@@ -182,7 +184,9 @@ def test_a_row_of_an_unknown_kind_is_refused_before_anything_starts(tmp_path: Pa
     from grpo.train_loop import train as run
 
     verifiers = [{**MIXED["verifiers"][0]}, MIXED["verifiers"][2]]
-    with pytest.raises(ValueError, match=r"mixed_rows:1 has kind='word', for which no verifier but length") as refused:
+    with pytest.raises(
+        ValueError, match=r"row 1 of test_jobs:mixed_rows has kind='word', for which no verifier but length"
+    ) as refused:
         run(mixed_settings(tmp_path / "run", policy, verifiers=verifiers), silent_progress())
     assert "add its value to a verifier's `when`" in str(refused.value)
     assert not (tmp_path / "run").exists()
@@ -222,6 +226,33 @@ def test_on_a_shared_gpu_learner_and_generators_take_turns(
     generate = ["learner sleeps", "generators wake"]
     # Five steps, of which the second and the fourth end with a checkpoint, which is the learner's turn again; the last.
     assert turns == ["learner sleeps", *(learn + generate) * (5 + 2), *learn]
+
+
+def test_the_bytes_of_a_shared_gpu_fit_at_every_moment(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a start and of a resume, which brings back Adam's states before the generators start."""
+    assert WEIGHTS + STATES + SHARE > CARD, "otherwise nobody would have to sleep"
+    for resume in ("never", "auto"):
+        settings = settings_of(tmp_path / "run", policy, resume=resume)
+        shared = settings.cluster.model_copy(update={"share_gpus": True, "sleep": True})
+        cluster = booking_cluster(settings.max_sequence_tokens)
+        monkeypatch.setattr("grpo.run.training.Cluster", cluster)
+        run_training(settings.model_copy(update={"cluster": shared}), silent_progress())
+        assert cluster.learner.optimizer_steps == 10
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000005")
+
+
+def test_vllm_measures_a_shared_gpu_after_the_learner_is_up(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tmp_path / "run", policy)
+    shared = settings.cluster.model_copy(update={"share_gpus": True})
+    cluster = booking_cluster(settings.max_sequence_tokens)
+    monkeypatch.setattr("gpu_ledger.CARD", WEIGHTS + STATES + ACTIVATIONS + SHARE)
+    monkeypatch.setattr("grpo.run.training.Cluster", cluster)
+    run_training(settings.model_copy(update={"cluster": shared}), silent_progress())
+    assert cluster.learner.optimizer_steps == 10
 
 
 def test_nobody_sleeps_where_there_is_no_gpu(tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,8 +349,15 @@ def test_a_folder_in_use_is_refused_unless_it_is_resumed(policy: Path, whole: Fa
 def test_a_push_that_does_not_arrive_stops_the_run(
     tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(WeightMismatch, match="policy version 0"):
+    with pytest.raises(WeightMismatch, match="policy version 1"):
         train(settings_of(tmp_path / "run", policy), monkeypatch, deaf=True)
+
+
+def test_a_new_run_whose_sides_loaded_different_weights_stops_before_its_first_push(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WeightMismatch, match=r"^before the first push, .* differ by 1 nats .*policy\.path is the same"):
+        train(settings_of(tmp_path / "run", policy), monkeypatch, weights=1)
 
 
 def test_verifiers_that_fail_stop_the_run(tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +367,7 @@ def test_verifiers_that_fail_stop_the_run(tmp_path: Path, policy: Path, monkeypa
     (verifier,) = settings.verifiers
     verifier = verifier.model_copy(update={"use": f"{broken}:broken", "options": {}})
     settings = settings.model_copy(update={"verifiers": (verifier,)})
-    with pytest.raises(ValueError, match=r"none of 10 gold answers is `correct`.*KeyError: 'planted'"):
+    with pytest.raises(ValueError, match=r"failed on all 8 completions .*KeyError: 'planted' \(.*broken.py:2\)"):
         run_training(settings, silent_progress())
     unchecked = settings.verification.model_copy(update={"check_golds": "off"})
     with pytest.raises(RuntimeError, match="3 of 3 verdicts failed"):
@@ -354,7 +392,7 @@ def test_rows_whose_reference_cannot_be_used_are_left_out_and_counted(
     (verifier,) = settings.verifiers
     verifier = verifier.model_copy(update={"use": f"{tmp_path}/picky.py:Picky"})
     settings = settings.model_copy(update={"verifiers": (verifier,)})
-    with pytest.raises(ValueError, match=r"training data: 3 of 10 reference .*rows:2: '2': two is no answer"):
+    with pytest.raises(ValueError, match=r"training data: 3 of 10 reference .*row 2 of .*rows: '2': two is no answer"):
         run_training(settings, silent_progress())
     assert not (tmp_path / "run").exists()
     lenient = settings.verification.model_copy(update={"max_unusable_share": 0.4})

@@ -156,6 +156,9 @@ def test_what_the_page_of_a_run_shows_is_in_the_file(fake_run: Path, browser: Br
     browser.ask("document.querySelector('#main-charts svg').focus()")
     browser.press("Home")
     assert browser.ask("document.querySelector('#main-charts .readout').textContent") == "step 0: held-out, greedy 0.45"
+    browser.ask("location.hash = 'timeline'")
+    after = r"^The step took [\d.]+ s; with the work after the step \(eval, checkpoint\), the time line ends at "
+    assert re.match(after, browser.wait("$('timeline-text').textContent"))
     browser.ask("location.hash = 'config'")
     browser.wait(f"$('config-text').textContent === {json.dumps(CONFIG)}")
 
@@ -219,8 +222,8 @@ def test_a_config_that_is_no_yaml_is_shown_as_it_is(tmp_path: Path) -> None:
 
 
 def test_groups_that_differ_are_chosen_and_one_failure() -> None:
-    statuses = ("scored", "error", "scored", "timeout", "scored")
-    rows = [{"group": at, "statuses": {"wrong": 1, status: 1}} for at, status in enumerate(statuses)]
+    failed = (False, True, False, True, False)
+    rows = [{"group": at, "has_failed": has_failed} for at, has_failed in enumerate(failed)]
     assert [row["group"] for row in choose_groups(rows, 3)] == [0, 2, 1]
     assert [row["group"] for row in choose_groups(rows[:1], 3)] == [0]
     assert [row["group"] for row in choose_groups(rows, 1)] == [0]
@@ -265,6 +268,34 @@ def test_a_large_run_leaves_a_small_file_that_tells_what_is_not_in_it(
 
 
 ODD_STEPS = 70
+
+
+@needs_chromium
+def test_no_column_of_the_compared_metrics_is_cut(tmp_path: Path, browser: Browser) -> None:
+    long = "verifier/answers_to_questions_of_the_second_source/cache_hit_share"
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
+        for step in (1, 2):
+            group = Group(Prompt("a", "1+1=?", (1,), "2", {}), (make_rollout("=2", {"exact": verdict.correct()}),))
+            report.step(step, {"reward/mean": 1e-5 * step, long: 123456.0 * step}, [group], [[0.0]])
+    show(browser, export([tmp_path], tmp_path / "page.html"), "learned", ".metrics td")
+    for width in (2000, 1400, 1000):
+        browser.call("Emulation.setDeviceMetricsOverride", width=width, height=768, deviceScaleFactor=1, mobile=False)
+        table = browser.ask("(box => [box.scrollWidth, box.clientWidth])(document.querySelector('.metrics'))")
+        assert table[0] <= table[1], width
+    browser.call("Emulation.setDeviceMetricsOverride", width=1366, height=768, deviceScaleFactor=1, mobile=False)
+
+
+@needs_chromium
+def test_the_page_of_fine_tuning_offers_only_parts_with_data(tmp_path: Path, browser: Browser) -> None:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
+        report.step(1, {"learner/loss": 1.0, "time/step_s": 0.1, "time/learn_s": 0.1})
+        (tmp_path / "config.yaml").write_text("sft: {epochs: 1}\n")
+        report.finish(write_report)
+    show(browser, tmp_path / "report.html", "curves", "#main-charts svg")
+    browser.ask("location.hash = 'groups'")
+    browser.wait("!$('section-curves').hidden && $('section-groups').hidden")
+    offered = "[...document.querySelectorAll('nav li')].filter((one) => !one.hidden).map((one) => one.innerText)"
+    assert browser.ask(offered) == ["Curves", "Time line", "Config"]
 
 
 @needs_chromium

@@ -212,7 +212,7 @@ def test_the_server_answers_what_the_page_asks(client: TestClient) -> None:
     assert texts.count(SHOWN) == first["matches"]
     assert client.get("/api/timeline?step=5").json()["seconds"] > 0
     assert client.get("/api/charts?metric=reward/mean&metric=x").json()[0]["metric"] == "reward/mean"
-    assert client.get("/api/learned?run=1&before=0&after=2").json()["counts"]["same"] == 1
+    assert client.get("/api/learned?run=1&before=0&after=2").json()["reward_changes"]["same"] == 1
 
 
 def test_the_script_makes_no_markup_from_data() -> None:

@@ -97,7 +97,24 @@ def test_rows_tell_the_whole_group(stored: Path) -> None:
     (row,) = snapshot.rows(found, 0, 10)
     assert (row["step"], row["group"], row["completions"], row["matches"], row["reward"]) == (2, 0, 2, 1, 0.5)
     assert row["statuses"] == {"wrong": 1, "timeout": 1}
-    assert row["tokens"] == (3 + 40) / 2
+    assert row["tokens"] == (3 + 40) / 2 and row["has_failed"]
+
+
+def test_a_completion_counts_once_by_the_verifier_that_decides_accuracy(tmp_path: Path) -> None:
+    other = {"exact": WRONG, "format": RIGHT}
+    members = tuple(make_rollout("text", {"exact": RIGHT, "format": RIGHT} if at < 2 else other) for at in range(7))
+    late = make_rollout("text", {"exact": WRONG, "format": LATE})
+    # In mixed data, another verifier may be the first verifier that judges a row.
+    mixed = Group(Prompt("b", "1+1=?", (1, 2), "2", {}), (make_rollout("text", {"code": HALF}),) * 2)
+    stored = [Group(Prompt("a", "1+1=?", (1, 2), "2", {}), (*members, late)), mixed]
+    write_step(tmp_path, 1, stored, make_advantages(stored))
+    snapshot, found = index_of(tmp_path).search(Filter(), "oldest")
+    first, second = snapshot.rows(found, 0, 10)
+    assert first["statuses"] == {"correct": 2, "wrong": 6} and first["has_failed"]
+    assert first["statuses"]["correct"] == sum(rollout.correct for rollout in stored[0].rollouts)
+    assert second["statuses"] == {"wrong": 2} and not second["has_failed"]
+    # The filter looks at every verifier's verdict.
+    assert names(index_of(tmp_path), statuses=frozenset({"timeout"})) == [("a", 1)]
 
 
 def test_what_is_new_changed_gone_or_torn_is_seen(stored: Path) -> None:
@@ -186,7 +203,8 @@ def test_held_out_prompts_at_two_steps(tmp_path: Path) -> None:
     found = learned(run, 0, 5)
     assert found["source"] == "held-out"
     # A verdict that failed is no answer: nothing is said of that prompt.
-    assert found["counts"] == {"better": 1, "worse": 1, "same": 1, "unknown": 1}
+    assert found["reward_changes"] == {"higher": 1, "lower": 1, "same": 1, "unknown": 1}
+    assert found["correct_changes"] == {"more": 1, "fewer": 1, "same": 1, "unknown": 1} and found["completions"] == 1
     first = found["prompts"][0]
     assert (first["prompt_id"], first["before"]["completion"], first["after"]["completion"]) == ("a", "=3", "=2")
     assert next(one for one in found["prompts"] if one["prompt_id"] == "c")["before"]["reward"] is None
@@ -212,8 +230,24 @@ def test_training_prompts_that_came_again(tmp_path: Path) -> None:
     assert found["source"] == "training"
     (only,) = found["prompts"]
     assert (only["prompt_id"], only["before"]["step"], only["after"]["step"]) == ("a", 1, 3)
-    assert (only["before"]["reward"], only["after"]["reward"], only["kind"]) == (0.5, 1.0, "better")
-    assert learned(run, 1, 4)["counts"]["worse"] == 1
+    assert (only["before"]["reward"], only["after"]["reward"], only["reward_change"]) == (0.5, 1.0, "higher")
+    assert (only["before"]["correct"], only["after"]["correct"], only["correct_change"]) == (0.5, 1.0, "more")
+    assert learned(run, 1, 4)["reward_changes"]["lower"] == 1 and found["completions"] == 2
+
+
+def test_a_reward_that_rises_without_more_correct_answers_is_told_as_such(tmp_path: Path) -> None:
+    def answers(formatted: Verdict, exact: Verdict) -> list[Group]:
+        members = (make_rollout("text", {"exact": exact, "format": formatted}),)
+        return [Group(Prompt(name, "1+1=?", (1, 2), "2", {}), members) for name in ("a", "b")]
+
+    # All rewards rise from 0 to 0.5, but the first verifier still says `wrong`.
+    for step, groups in ((1, answers(WRONG, WRONG)), (2, answers(RIGHT, WRONG))):
+        write_step(tmp_path, step, groups, make_advantages(groups))
+        write_step(tmp_path, step, groups, make_advantages(groups), "evaluations")
+    (run,) = open_runs([tmp_path])
+    found = learned(run, 1, 2)
+    assert found["reward_changes"] == {"higher": 2, "lower": 0, "same": 0, "unknown": 0}
+    assert found["correct_changes"] == {"more": 0, "fewer": 0, "same": 2, "unknown": 0}
 
 
 def test_the_time_line_says_who_was_busy_when(tmp_path: Path) -> None:
@@ -338,7 +372,26 @@ def test_the_overview_of_a_whole_run(tmp_path: Path) -> None:
         "mismatch",
     ]
     assert {section["name"] for section in found["sections"]} >= {"reward", "rollout", "learner", "time", "verdict"}
-    assert found["runs"][0]["stored"] == [1, 10, 20]
+    assert found["runs"][0]["stored"] == [1, 10, 20] and found["runs"][0]["without"] == []
+
+
+def test_the_page_tells_only_the_checks_for_which_the_run_has_data(stored: Path) -> None:
+    named = {"reward/mean": 0.5, "rollout/accuracy": 0.5, "rollout/completion_tokens_mean": 9.0, "verdict/a/error": 0.0}
+    (run,) = open_runs([stored])
+    with RunRecorder(stored, progress=silent_progress()) as report:
+        report.step(1, named)
+        assert view_data.overview([run])["runs"][0]["checks"]["made"] == [
+            "the same text rewarded for different prompts",
+            "rewarded completions that repeat themselves",
+            "verdicts that fail more often (timeout, error)",
+        ]
+        for step in range(2, 7):
+            report.step(step, named | {"eval/accuracy": 0.5})
+    assert view_data.overview([run])["runs"][0]["checks"]["not_made"] == [
+        f"verdicts against the audit's: needs `grpo audit {stored}`"
+    ]
+    (stored / "audit.jsonl").write_text("")
+    assert len(view_data.overview([run])["runs"][0]["checks"]["made"]) == 7
 
 
 def test_fine_tuning_shows_its_loss_and_needs_no_completions(tmp_path: Path) -> None:
@@ -348,6 +401,10 @@ def test_fine_tuning_shows_its_loss_and_needs_no_completions(tmp_path: Path) -> 
     runs = open_runs([tmp_path])
     for index in runs[0].indexes.values():
         index.refresh()
-    assert [chart["name"] for chart in view_data.overview(runs)["main"]] == ["loss", "step_time"]
+    found = view_data.overview(runs)
+    assert [chart["name"] for chart in found["main"]] == ["loss", "step_time"]
+    assert found["runs"][0]["without"] == [], "nothing says that this is supervised fine-tuning"
+    (tmp_path / "config.yaml").write_text("policy: {path: p}\nsft: {epochs: 1}\n")
+    assert view_data.overview(runs)["runs"][0]["without"] == ["groups", "learned", "flags", "mismatch"]
     assert view_data.list_groups(runs[0], "training", Filter(text="x"))["groups"] == 0
     assert runs[0].flags() == [] and view_data.mismatch(runs[0])["last"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import pytest
@@ -10,7 +11,18 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from grpo.weights.buckets import ALIGNMENT, MESSAGE_BYTES, Bucket, TensorInfo, cut, messages, runs, safetensors_header
+from grpo.weights.buckets import (
+    ALIGNMENT,
+    MESSAGE_BYTES,
+    Bucket,
+    TensorInfo,
+    cut,
+    further_names_in,
+    messages,
+    runs,
+    safetensors_header,
+    under_all_names,
+)
 from grpo.weights.source import GATHERED_SHARE, PolicyWeights, gathered_together
 
 MIB = 1 << 20
@@ -92,7 +104,7 @@ def test_what_vllm_is_told_is_plain() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_files_hold_every_tensor_under_each_of_its_names(dtype: torch.dtype) -> None:
+def test_files_hold_every_tensor_once_with_all_of_its_names(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = nn.Module()
     model.embed = nn.Embedding(7, 5)
@@ -101,17 +113,27 @@ def test_files_hold_every_tensor_under_each_of_its_names(dtype: torch.dtype) -> 
     model.head.weight = model.embed.weight
     weights = PolicyWeights(model, dtype)
     expected = {name: value.detach().to(dtype) for name, value in model.named_parameters(remove_duplicate=False)}
-    assert [one.name for one in weights.infos()] == list(expected) and "head.weight" in expected
+    assert next(one.names for one in weights.infos()) == ("embed.weight", "head.weight")
+    assert sorted(name for one in weights.infos() for name in one.names) == sorted(expected)
+    once = sum(value.numel() for value in model.parameters()) * (torch.finfo(dtype).bits // 8)
+    assert sum(one.nbytes for one in weights.infos()) == once
     for bucket_bytes in (1, 200, 1 << 20):
         found: dict[str, torch.Tensor] = {}
         for file in weights.files(bucket_bytes, wanted=True):
-            loaded = safetensors.torch.load(file.tobytes())
+            tensors = safetensors.torch.load(file.tobytes())
+            loaded = dict(under_all_names(tensors.items(), further_names_in(metadata_of(file.tobytes()))))
             assert not loaded.keys() & found.keys()
             found |= loaded
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert not list(weights.files(200, wanted=False))
     assert {name: value.tolist() for name, value in weights} == {name: v.tolist() for name, v in expected.items()}
+
+
+def metadata_of(file: bytes) -> dict[str, str] | None:
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    metadata: dict[str, str] | None = header.get("__metadata__")
+    return metadata
 
 
 def test_a_header_is_aligned_and_says_how_long_it_is() -> None:

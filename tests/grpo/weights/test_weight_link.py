@@ -46,7 +46,9 @@ class Actor:
         self.told.append(("join_sender", invitation))
 
 
-def wait_for(references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
+def wait_for(
+    references: Sequence[Any], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
+) -> list[Any]:
     assert deadline_s == 5.0 + GRACE_S
     for one in references:
         if isinstance(one, Exception):

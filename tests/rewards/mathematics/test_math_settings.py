@@ -30,6 +30,7 @@ def accepts(gold: str, answer: str, problem: str = "", **options) -> bool:
         ({"rounded": True}, "3.14", "3.15", False, False),
         ({"rounded": True}, "\\pi", "3.14", False, False),
         ({"rounded": True}, "0.33", "\\frac13", False, True),
+        ({"rounded": True}, "3.14", "\\sqrt{-2}", False, False),
         ({"bare_base": True}, "1011_2", "1011", False, True),
         ({"bare_base": True}, "1011_2", "1011_3", False, False),
         ({"bare_base": True}, "1011_2", "11", True, True),

@@ -319,3 +319,21 @@ def test_a_module_with_threads_is_built_in_each_worker(tmp_path, monkeypatch) ->
         futures = pool.submit_many([("it", "", "", {})] * 20)
         # A fork of a process with that thread would have lost it.
         assert [future.result(WAIT).status for future in futures] == [Status.CORRECT] * 20
+
+
+def test_what_verifiers_print_goes_to_the_log_and_not_to_the_terminal(tmp_path, caplog, capfd) -> None:
+    (tmp_path / "chatty.py").write_text(
+        "import os\nprint('loaded')\n\n\ndef verify(completion, reference):\n"
+        "    print('judging', completion)\n    os.system('echo from a program')\n    return True\n"
+    )
+    caplog.set_level("INFO", logger="rewards")
+    spec = VerifierSpec("it", f"{tmp_path}/chatty.py:verify")
+    with VerifierPool([spec], workers=1) as pool:
+        assert pool.submit("it", "this", "", {}).result(WAIT).status is Status.CORRECT
+    wanted = ["loaded", "judging this", "from a program"]
+    wanted = [f"a verifier printed: {text}" for text in wanted]
+    until = time.monotonic() + WAIT
+    while (printed := [text for text in caplog.messages if "printed" in text]) != wanted and time.monotonic() < until:
+        time.sleep(0.01)
+    assert printed == wanted
+    assert capfd.readouterr().out == ""

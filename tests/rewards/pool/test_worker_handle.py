@@ -8,10 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from rewards.pool.jobs import PoolJob
+from rewards.pool.jobs import PoolJob, pack
+from rewards.pool.nursery import serve
 from rewards.pool.processes import WorkerProcess
+from rewards.pool.wire import LENGTH, Inbox
 from rewards.pool.worker_handle import Busy, Ended, Free, Pace, Spent, Starting, WorkerHandle
 from rewards.stage import PAGE_BYTES, SharedPage
+from rewards.verdict import Verdict, correct
 
 
 @pytest.fixture
@@ -85,6 +88,54 @@ def test_a_first_call_that_the_worker_had_not_begun_is_given_back(worker: Worker
     worker.give(jobs(4, 5))
     worker.slow_to(Pace.ALONE)
     assert [(entry.job.identity, entry.ghost) for entry in worker.end()] == [(4, False), (5, True)]
+
+
+def test_a_call_that_the_worker_has_begun_is_not_given_to_another(worker: WorkerHandle) -> None:
+    """The answers of the calls before it may not have been read yet."""
+    worker.came_up()
+    worker.give(jobs(1, 2, 3, 4))
+    worker.process.page.write_begun(3, 0)
+    assert identities(worker.slow_to(Pace.ALONE)) == [4]
+    worker.answered()
+    worker.answered()
+    assert isinstance(worker.state, Busy) and not worker.state.current.ghost
+    # It announced the call, and then saw that the batch was taken back.
+    assert identities(worker.skipped(1)) == [3] and isinstance(worker.state, Free)
+
+
+class TakenBack(SharedPage):
+    """The parent takes the calls behind the first back at the moment at which the worker announces the second."""
+
+    def write_begun(self, identity: int, clock_ns: int) -> None:
+        super().write_begun(identity, clock_ns)
+        if identity == 2:
+            self.revoke(1, 1)
+
+
+class Yes:
+    """A verifier as a worker has it."""
+
+    cache_hits = 0
+
+    def __call__(self, completion: str, reference: object, prompt: object) -> Verdict:
+        return correct()
+
+
+def test_a_worker_announces_a_call_before_it_looks_whether_the_call_was_taken_back() -> None:
+    """In the other order, the parent could give the call to another worker in between."""
+    descriptor = os.memfd_create("page")
+    os.ftruncate(descriptor, PAGE_BYTES)
+    ours, theirs = socket.socketpair()
+    body = pack(1, jobs(1, 2, 3)).body
+    with ours, theirs:
+        ours.sendall(LENGTH.pack(len(body)) + body)
+        ours.shutdown(socket.SHUT_WR)
+        page = TakenBack(descriptor)
+        serve(theirs, page, {"it": Yes()})
+        replies = list(Inbox().feed(ours.recv(1 << 16)))
+    os.close(descriptor)
+    assert [reply[0] for reply in replies] == [1, "skipped"]
+    assert page.begun()[0] == 2 and page.received() == 1
 
 
 def test_only_an_unusual_call_is_held_back_and_its_worker_may_be_spent_then(

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from row_shapes.programs import PLUS
 
 from rewards.programs.tests import read_tests
 from rewards.verdict import Status
@@ -64,31 +65,13 @@ class TestText:
         with pytest.raises(ValueError, match="text"):
             add("a", 1)
 """
-EVALPLUS = """
-import numpy as np
-def is_floats(x) -> bool:
-    if isinstance(x, float):
-        return True
-    if isinstance(x, (list, tuple)):
-        return all(isinstance(i, float) for i in x)
-    if isinstance(x, np.ndarray):
-        return x.dtype == np.float64 or x.dtype == np.float32
-    return False
-def assertion(out, exp, atol):
-    if atol == 0 and is_floats(exp):
-        atol = 1e-6
-    if out != exp and atol != 0:
-        assert np.allclose(out, exp, rtol=1e-07, atol=atol)
-    else:
-        assert out == exp, f"out: {out}, exp: {exp}"
-"""
 LOOP = """
 inputs = [[1, 2], [0.1, 0.2]]
 results = [3, 0.30000001]
 for i, (inp, exp) in enumerate(zip(inputs, results)):
     assertion(CALLED(*inp), exp, 0)
 """
-CHECKED = EVALPLUS + "def check(candidate):" + LOOP.replace("\n", "\n    ").replace("CALLED", "candidate")
+CHECKED = PLUS + "def check(candidate):" + LOOP.replace("\n", "\n    ").replace("CALLED", "candidate")
 RIGHT = "class Text(ValueError): pass\ndef add(a, b):\n    if a == 'a': raise Text('a text')\n    return a + b"
 WRONG_SUM = RIGHT.replace("return a + b", "return a - b")
 NO_ERROR = "def add(a, b): return a + b if a != 'a' else 0"
@@ -204,8 +187,8 @@ def test_test_methods_and_functions_are_run(test: str, tests: int, no_error_pass
     "columns",
     [
         row(CHECKED, prompt="def add(a, b):\n"),
-        {"test": "from solution import add" + EVALPLUS + LOOP.replace("CALLED", "add")},
-        {"test": EVALPLUS + LOOP.replace("CALLED", "add"), "test_list": ["assert add(1, 2) == 3"], "test_imports": []},
+        {"test": "from solution import add\n" + PLUS + LOOP.replace("CALLED", "add")},
+        {"test": PLUS + LOOP.replace("CALLED", "add"), "test_list": ["assert add(1, 2) == 3"], "test_imports": []},
     ],
     ids=["HumanEval+", "an import of the program", "MBPP+"],
 )

@@ -16,6 +16,7 @@ from rewards.programs.tests import read_tests
 from rewards.verdict import Status
 from rewards.verifiers.code import CodeVerifier
 from sandbox import AssertTest, CallTest, Language, StdinTest
+from sandbox.types import ProgramStatus, TestResult
 
 HUMANEVAL = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "humaneval.jsonl"
 
@@ -83,6 +84,29 @@ def test_mbpp_row_with_partial_credit() -> None:
     assert read_tests(None, with_blanks) == read_tests(None, row)
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "score", "share", "partial_score"),
+    [
+        ("pp", 1.0, 1.0, 1.0),
+        ("pf", 0.0, 0.5, 0.5),
+        ("ff", 0.0, 0.0, 0.0),
+        ("pfs", 0.0, 0.5, 0.5),
+        ("s", None, None, None),
+    ],
+)
+def test_a_verdict_of_tests_that_passed_failed_and_were_skipped(
+    outcomes: str, score: float | None, share: float | None, partial_score: float | None
+) -> None:
+    statuses = {"p": ProgramStatus.OK, "f": ProgramStatus.WRONG_ANSWER, "s": ProgramStatus.SKIPPED}
+    results = [TestResult(letter == "p", statuses[letter], "why") for letter in outcomes]
+    whole = CodeVerifier()._verdict(results, len(results))
+    part = CodeVerifier(partial_credit=True)._verdict(results, len(results))
+    assert (whole.score, part.score) == (score, partial_score)
+    assert part.parts.get("tests_passed") == share
+    if score == 0.0:
+        assert f"test {outcomes.index('f') + 1} of {len(outcomes)}" in whole.reason
+
+
 def test_apps_rows() -> None:
     stdin = json.dumps({"inputs": ["1 2\n", ["3 4"]], "outputs": ["3\n", ["7"]]})
     assert CodeVerifier()(fenced("print(sum(map(int, input().split())))"), stdin, {}).status is Status.CORRECT
@@ -93,6 +117,8 @@ def test_apps_rows() -> None:
     assert read_tests(None, calls) == [CallTest("add", [1, 2], 3), CallTest("add", [3, 4], 7)]
     with pytest.raises(ValueError, match="2 inputs and 1 outputs"):
         read_tests({"inputs": ["1", "2"], "outputs": ["1"]}, {})
+    with pytest.raises(ValueError, match="an empty list of tests"):
+        read_tests({"inputs": [], "outputs": []}, {})
 
 
 def test_live_code_bench_rows() -> None:
@@ -109,10 +135,31 @@ def test_live_code_bench_rows() -> None:
     assert read_tests(None, stdin) == [StdinTest("5", "25")]
 
 
-def test_a_pickle_that_is_more_than_data_is_refused() -> None:
-    evil = base64.b64encode(zlib.compress(pickle.dumps(os.system))).decode()
-    with pytest.raises(ValueError, match="only plain data"):
-        read_tests(None, {"private_test_cases": evil, "metadata": "{}"})
+@pytest.mark.parametrize(
+    ("hostile", "told"),
+    [
+        (os.system, "a pickle with .*GLOBAL; only a pickled text is read"),
+        (["[]", "[]"], "a pickle with EMPTY_LIST; only"),
+        ("[1]", "must hold a list of objects with input and output, got .1."),
+        ([], "a pickle with EMPTY_LIST"),
+        ("[", "must hold a list of objects with input and output, got '.'"),
+    ],
+)
+def test_a_pickle_of_private_tests_is_read_and_never_run(hostile: object, told: str) -> None:
+    packed = base64.b64encode(zlib.compress(pickle.dumps(hostile))).decode()
+    with pytest.raises(ValueError, match=told):
+        read_tests(None, {"private_test_cases": packed, "metadata": "{}"})
+
+
+def test_damaged_private_tests_are_told() -> None:
+    empty, cut = zlib.compress(b""), zlib.compress(pickle.dumps("[]")[:-1])
+    for packed in ("x", *(base64.b64encode(content).decode() for content in (b"no zlib", empty, cut))):
+        with pytest.raises(ValueError, match=r"private_test_cases cannot be unpacked \(.*download the row again"):
+            read_tests(None, {"private_test_cases": packed})
+    protocols = {base64.b64encode(zlib.compress(pickle.dumps("[]", protocol))).decode() for protocol in range(6)}
+    for packed in protocols:
+        with pytest.raises(ValueError, match="no code tests in this row"):
+            read_tests(None, {"private_test_cases": packed})
 
 
 def test_a_row_without_tests_is_the_users_mistake() -> None:

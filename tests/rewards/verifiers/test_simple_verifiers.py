@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,6 +84,22 @@ def test_rational_of_odd_texts_is_quick(text) -> None:
     assert rational(text) is None or text == "1e999"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7", 7), ("-7", -7), ("+7", 7), ("- 7", -7), ("3/4", "3/4"), ("-3/4", "-3/4"), ("1.5e3", 1500),
+        ("-1.5e-1", "-0.15"),
+        ("\\frac{1}{2}", "1/2"), ("-\\frac{1}{2}", "-1/2"), ("+\\frac12", "1/2"), ("-\\dfrac{-1}{2}", "1/2"),
+        ("2 1/2", "5/2"), ("-2 1/2", "-5/2"), ("2\\frac{1}{2}", "5/2"), ("-2 \\frac{1}{2}", "-5/2"), ("2 1/0", None),
+        ("-1,234.5", "-1234.5"), ("-1 234.5", "-1234.5"), ("1 000 000", 10**6), ("25%", 25), ("x = 3", 3), ("(5)", 5),
+        ("\\frac{1}{0}", None), ("1" * 400, int("1" * 400)), ("1" * 401, None),
+    ],
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+def test_each_way_to_write_a_number_has_its_value(text, value) -> None:
+    assert rational(text) == (None if value is None else Fraction(value))
+
+
 THINK = "<think>a</think>\n<answer>b</answer>"
 
 
@@ -96,6 +115,8 @@ THINK = "<think>a</think>\n<answer>b</answer>"
         ({}, "<answer>b</answer><think>a</think>", False),
         ({}, THINK + THINK, False),
         ({}, "<think>a<answer>b</answer></think>", False),
+        ({}, "<think>a<think>b</think><answer>c</answer>", False),
+        ({}, "<think>a</think></think><answer>b</answer>", False),
         ({}, "<think>a</think><answer></answer>", False),
         ({}, "<think>a</think><answer>b", False),
         ({}, "a</think><answer>b</answer>", False),
@@ -252,6 +273,20 @@ def test_reasoning_gym_rows_score_by_their_own_task() -> None:
     assert verify("<answer>1</answer>", "1", {}).status is Status.ERROR
 
 
+@pytest.mark.parametrize(
+    ("score", "mark", "status"),
+    [(1.0, 1.0, RIGHT), (0.5, 1.0, Status.SCORED), (0.5, 0.5, RIGHT), (0.01, 0.5, Status.SCORED), (0.0, 0.5, WRONG)],
+)
+def test_reasoning_gym_scores_keep_their_value(score, mark, status, monkeypatch) -> None:
+    scorers = {"a task": lambda answer, entry: score if (answer, entry["answer"]) == ("7", "8") else None}
+    library = SimpleNamespace(get_score_answer_fn=scorers.__getitem__)
+    monkeypatch.setitem(sys.modules, "reasoning_gym", library)
+    from rewards.verifiers.gym import ReasoningGym
+
+    verdict = ReasoningGym(pass_mark=mark)("<answer>7</answer>", "8", {"metadata": {"source_dataset": "a task"}})
+    assert (verdict.score, verdict.status, verdict.reason) == (score, status, "a task")
+
+
 @pytest.mark.parametrize("task", ["arc_agi", "futoshiki", "graph_color", "knights_knaves", "codeio", "spell_backward"])
 def test_reasoning_gym_rows_survive_the_way_through_the_data(task) -> None:
     """Tuples, keys that are no text and fields of several types: each has broken a scorer."""
@@ -270,8 +305,6 @@ def test_reasoning_gym_rows_survive_the_way_through_the_data(task) -> None:
 
 
 def test_reasoning_gym_says_how_to_install_it(monkeypatch) -> None:
-    import sys
-
     from rewards.verifiers.gym import ReasoningGym
 
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
