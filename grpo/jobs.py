@@ -160,7 +160,7 @@ def evaluate(
         RuntimeError: an endpoint refuses a request, or verifiers fail so often that the metrics cannot be trusted.
         TimeoutError: a completion or a verdict did not come within its deadline.
     """
-    from grpo.config.addresses import without_secrets
+    from grpo.addresses import without_secrets
     from grpo.config.evaluation import EvalConfig
     from grpo.config.file import resolve
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from grpo.messages import Continuation, Dialogue
 from rewards.pool.busy_clock import Busy
 from rewards.verdict import Status, Verdict
 
@@ -113,15 +115,20 @@ class VersionSpan:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion that an engine sampled for a prompt.
+    """What follows a prompt: a completion that an engine sampled, or a whole conversation.
+
+    In a conversation, tokens that the world gave (tool results, users' turns) stand between the sampled tokens.
 
     Attributes:
-        token_ids: the sampled tokens, including the end-of-sequence token if it was sampled.
+        token_ids: the tokens, including the end-of-sequence token if it was sampled. The last token is sampled.
         logprobs: natural logarithm of each sampled token's probability under the sampling distribution, which includes
-            the temperature.
-        text: the tokens as text, without the end-of-sequence token.
-        finish_reason: `stop` if the policy ended the completion, `length` if the length limit ended it.
-        spans: token ranges with their policy version. The ranges cover the completion without gaps or overlaps.
+            the temperature; 0 for a given token.
+        text: the tokens as text, without the end-of-sequence token. Of a conversation: the policy's last turn.
+        finish_reason: `stop` if the policy ended the completion, `length` if a limit of tokens ended it.
+        spans: token ranges with their policy version. The ranges cover the completion without gaps or overlaps; given
+            tokens have the version of the turn before them.
+        given: index ranges [start, stop) of the given tokens, in ascending order.
+        dialogue: messages and end of a conversation; None for a single turn.
     """
 
     token_ids: tuple[int, ...]
@@ -129,6 +136,8 @@ class Completion:
     text: str
     finish_reason: FinishReason
     spans: tuple[VersionSpan, ...]
+    given: tuple[tuple[int, int], ...] = ()
+    dialogue: Dialogue | None = None
 
     def __post_init__(self) -> None:
         if not self.token_ids:
@@ -142,6 +151,35 @@ class Completion:
             position = span.stop
         if position != len(self.token_ids):
             raise ValueError(f"spans {self.spans} do not cover the {len(self.token_ids)} tokens in order")
+
+    @property
+    def further(self) -> tuple[Continuation, ...]:
+        """The parts of a conversation after this part; empty unless the chat template rewrote the history."""
+        return self.dialogue.further if self.dialogue else ()
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Number of sampled tokens, also in the further parts."""
+        given = sum(stop - start for part in self._parts for start, stop in part.given)
+        return sum(len(part.token_ids) for part in self._parts) - given
+
+    @property
+    def sampled_logprobs(self) -> tuple[float, ...]:
+        """Log-probabilities of the sampled tokens, in their order, also in the further parts."""
+        return tuple(value for part in self._parts for value in _sampled(part.logprobs, part.given))
+
+    @property
+    def _parts(self) -> tuple[Completion | Continuation, ...]:
+        return (self, *self.further)
+
+
+def _sampled(values: tuple[float, ...], given: tuple[tuple[int, int], ...]) -> tuple[float, ...]:
+    """Return the values outside the given ranges."""
+    if not given:
+        return values
+    borders = [0, *itertools.chain.from_iterable(given), len(values)]
+    pieces = zip(borders[::2], borders[1::2], strict=True)
+    return tuple(itertools.chain.from_iterable(values[start:stop] for start, stop in pieces))
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +252,14 @@ class Request:
         token_ids: tokens of the prompt.
         seed: seed of the samples. Sample i of the group uses seed + i on every machine and in every batch.
         stream: number of the request's stream.
+        max_tokens: largest length of a completion, in tokens; None for the limit of the stream.
     """
 
     index: int
     token_ids: tuple[int, ...]
     seed: int
     stream: int = 0
+    max_tokens: int | None = None
 
     @property
     def id(self) -> RequestId:

@@ -24,13 +24,15 @@ ORDER = (
     {"cluster"},
     {"generator", "learner"},
     {"weights"},
-    {"view", "rollout", "data", "policy", "conversation"},
+    {"view", "rollout", "data", "policy"},
+    {"environments"},
+    {"conversation"},
     {"report", "algorithm"},
     {"types", "config"},
     {"terminal"},
     {"rewards"},
     {"sandbox"},
-    {"deferred", "files", "package_finder", "visible"},
+    {"addresses", "deferred", "files", "messages", "package_finder", "visible"},
 )
 LARGEST_FOLDER = 20
 ENGINES = {"ray", "vllm", "deepspeed"}

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from grpo.addresses import without_secrets
 from grpo.config import ClusterConfig, DatasetConfig, GeneratorConfig, VerifierConfig
-from grpo.config.addresses import without_secrets
 from grpo.config.code import code_problems
 from grpo.config.conditions import published
 from grpo.config.inputs import row_problems

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from grpo.conversation.messages import NAME, MalformedCall, ToolCall
+from grpo.messages import NAME, MalformedCall, ToolCall
 
 Call = ToolCall | MalformedCall
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from grpo.conversation.messages import ChatMessage
+from grpo.messages import ChatMessage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.conversation.calls import CallStyle, call_style, calls_in
 from grpo.conversation.marked_template import MarkedTemplate, Part, TemplateText, TurnPlace, TurnShape, WorldText
-from grpo.conversation.messages import ChatMessage, Role
 from grpo.conversation.plain_text import PlainTokenizer
 from grpo.conversation.segments import Conversation, Segment
+from grpo.messages import ChatMessage, Role
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

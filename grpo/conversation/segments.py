@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from grpo.conversation.messages import ChatMessage
+from grpo.messages import ChatMessage
 from grpo.types import Completion
 
 

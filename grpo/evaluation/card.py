@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo.config.addresses import without_secrets
+from grpo.addresses import without_secrets
 from grpo.config.evaluation import EvalConfig, TaskConfig, TaskSamplingConfig
 from grpo.evaluation.model import versions
 from grpo.evaluation.problems import Problem

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from grpo.config.addresses import ServerUrl, server_url
+from grpo.addresses import ServerUrl, server_url
 from grpo.config.evaluation import EndpointConfig
 from grpo.evaluation.questions import Question, Sample
 from grpo.types import SamplingParams

@@ -13,7 +13,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from grpo.config.addresses import without_secrets
+from grpo.addresses import without_secrets
 from grpo.config.section import LogLevel
 from grpo.report import run_files
 from grpo.visible import visible

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 
-from grpo.config.addresses import is_loopback
+from grpo.addresses import is_loopback
 from grpo.view import curves
 from grpo.view import learned as step_comparison
 from grpo.view import payloads as view_data

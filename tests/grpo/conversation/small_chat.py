@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from grpo.conversation.messages import ChatMessage
 from grpo.conversation.renderer import ChatRenderer
 from grpo.conversation.segments import Conversation, Segment
+from grpo.messages import ChatMessage
 
 # A turn stands between <|im_start|> and <|im_end|>; results of tools stand in the user's turn.
 PLAIN = """{%- for message in messages %}

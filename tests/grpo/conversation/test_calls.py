@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.conversation.calls import CallStyle, call_style, calls_in
-from grpo.conversation.messages import MalformedCall, ToolCall
+from grpo.messages import MalformedCall, ToolCall
 
 BAR, BLOCK = "\uff5c", "\u2581"
 

@@ -14,10 +14,10 @@ from small_chat import answered, begun, benign_texts, special_ids, texts
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from grpo.conversation.calls import CallStyle
-from grpo.conversation.messages import ChatMessage, Role, ToolCall
 from grpo.conversation.renderer import ChatRenderer
 from grpo.conversation.samples import training_samples
 from grpo.conversation.segments import Conversation
+from grpo.messages import ChatMessage, Role, ToolCall
 
 STYLES = {"qwen3": CallStyle.HERMES, "llama3_1": CallStyle.LLAMA, "deepseek_v3": CallStyle.DEEPSEEK}
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

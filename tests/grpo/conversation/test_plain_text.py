@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from grpo.config import NewPolicyConfig
-from grpo.conversation.messages import without_lone_surrogates
 from grpo.conversation.plain_text import PlainTokenizer
+from grpo.messages import without_lone_surrogates
 from grpo.policy.new import make_policy
 
 

@@ -23,10 +23,10 @@ from small_chat import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from grpo.conversation.messages import ChatMessage, MalformedCall, Role, ToolCall
 from grpo.conversation.renderer import ChatRenderer
 from grpo.conversation.samples import training_samples
 from grpo.conversation.segments import Conversation
+from grpo.messages import ChatMessage, MalformedCall, Role, ToolCall
 
 TEMPLATES = {"plain": PLAIN, "forgetful": FORGETFUL, "prefilled": PREFILLED, "quoted": QUOTED}
 ASK = ChatMessage("user", "so?")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.conversation.messages import ChatMessage, MalformedCall, ToolCall
 from grpo.conversation.samples import ConversationSample, training_samples
 from grpo.conversation.segments import Conversation, Segment
+from grpo.messages import ChatMessage, MalformedCall, ToolCall
 from grpo.types import Completion, VersionSpan
 
 USER, TOOL, POLICY = ChatMessage("user", "?"), ChatMessage("tool", "!"), ChatMessage("assistant", "hm")
