@@ -10,11 +10,16 @@ from torch import Tensor
 from grpo.algorithm.aggregation import token_mean
 from grpo.algorithm.contracts import Aggregation
 from grpo.algorithm.packing import Microbatch, TrainingSequence, filler, length_batches, pack
+from grpo.algorithm.parts import sequences_of
 from grpo.algorithm.sharing import deal_out
 from grpo.types import Group
 
-# For each group and rollout: the log-probabilities of the completion's tokens, or None if they were not needed.
+# For each group and rollout: the log-probabilities of the completion's sampled tokens (in the order of
+# `Completion.sampled_logprobs`), or None if they were not needed.
 ProximalLogprobs = Sequence[Sequence[tuple[float, ...] | None]]
+# For each group and rollout: the advantages of the completion's sampled tokens, or None if the rollout has a single
+# advantage.
+TokenAdvantages = Sequence[Sequence[tuple[float, ...] | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ def minibatches(
     carries_loss_PG: Tensor | None = None,
     proximal: ProximalLogprobs | None = None,
     aggregation: Aggregation = token_mean,
+    token_advantages: TokenAdvantages | None = None,
 ) -> Iterator[TrainBatch]:
     """Divide a training step's groups into `count` optimizer steps of whole groups.
 
@@ -83,7 +89,10 @@ def minibatches(
         proximal: for each group and rollout, the log-probabilities of the completion under the learner at the start of
             the step, or None if they were not needed. The whole argument is None if the ratio is relative to the
             sampler.
-        aggregation: function that computes the weights of tokens.
+        aggregation: function that computes the weights of tokens. The length of a rollout is its number of sampled
+            tokens.
+        token_advantages: for each group and rollout, advantages of the sampled tokens that replace the rollout's
+            advantage, or None.
 
     Yields:
         A batch for each optimizer step. An optimizer step is omitted if no rollout of its groups carries loss.
@@ -103,7 +112,11 @@ def minibatches(
             sequence
             for place, weights_G in zip(places, weights, strict=True)
             for sequence in _sequences(
-                groups[place], advantages[place], weights_G, proximal[place] if proximal is not None else None
+                groups[place],
+                advantages[place],
+                weights_G,
+                proximal[place] if proximal is not None else None,
+                token_advantages[place] if token_advantages is not None else None,
             )
         ]
         if sequences:
@@ -119,7 +132,7 @@ def minibatches(
 
 def _trained_lengths(group: Group, carries_G: Sequence[bool]) -> list[int]:
     rollouts = zip(group.rollouts, carries_G, strict=True)
-    return [len(rollout.completion.token_ids) if carried else 0 for rollout, carried in rollouts]
+    return [rollout.completion.sampled_tokens if carried else 0 for rollout, carried in rollouts]
 
 
 def _sequences(
@@ -127,16 +140,16 @@ def _sequences(
     advantages_G: Sequence[float],
     weights_G: Sequence[float],
     proximal_G: Sequence[tuple[float, ...] | None] | None,
+    by_token_G: Sequence[tuple[float, ...] | None] | None,
 ) -> Iterator[TrainingSequence]:
-    prompt, size = group.prompt.token_ids, len(group.rollouts)
-    proximal_G = proximal_G or [None] * size
-    for rollout, advantage, weight, proximal in zip(
-        group.rollouts, advantages_G[:size], weights_G, proximal_G, strict=True
+    size = len(group.rollouts)
+    proximal_G, by_token_G = proximal_G or [None] * size, by_token_G or [None] * size
+    for rollout, advantage, weight, proximal, by_token in zip(
+        group.rollouts, advantages_G[:size], weights_G, proximal_G, by_token_G, strict=True
     ):
         if weight:
-            sampled = rollout.completion
-            tokens = (*prompt, *sampled.token_ids)
-            yield TrainingSequence(tokens, len(prompt), sampled.logprobs, advantage, weight, proximal)
+            chosen = advantage if by_token is None else by_token
+            yield from sequences_of(group.prompt, rollout.completion, chosen, weight, proximal)
 
 
 def batch(

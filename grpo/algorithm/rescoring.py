@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.choices import kl_estimate
-from grpo.algorithm.minibatches import ProximalLogprobs
+from grpo.algorithm.minibatches import ProximalLogprobs, TokenAdvantages
 from grpo.algorithm.packing import Microbatch, TrainingSequence, filler, pack
+from grpo.algorithm.parts import joined, sequences_of
 from grpo.algorithm.sharing import deal_out
 from grpo.config import TrainConfig
 from grpo.config.algorithm import AlgorithmConfig
@@ -76,23 +77,29 @@ def unpack(batch: ScoringBatch, scored: Sequence[Sequence[Tensor]]) -> dict[int,
 def rescore(
     settings: TrainConfig, learner: Scorer, groups: Sequence[Group], wanted_PG: Tensor, source: Source
 ) -> ProximalLogprobs:
-    """Compute the log-probabilities of completion tokens for each group and rollout; None if `wanted_PG` is False."""
+    """Compute the log-probabilities of sampled tokens for each group and rollout; None if `wanted_PG` is False."""
     scores: list[list[tuple[float, ...] | None]] = [[None] * len(group.rollouts) for group in groups]
-    places = [(row, column) for row, column in wanted_PG.nonzero().tolist()]
-    sequences = []
-    for row, column in places:
-        prompt, sampled = groups[row].prompt.token_ids, groups[row].rollouts[column].completion
-        sequences.append(TrainingSequence((*prompt, *sampled.token_ids), len(prompt), sampled.logprobs, 0.0))
+    numbers: dict[tuple[int, int], range] = {}
+    sequences: list[TrainingSequence] = []
+    for row, column in wanted_PG.nonzero().tolist():
+        begin = len(sequences)
+        sequences += sequences_of(groups[row].prompt, groups[row].rollouts[column].completion, 0.0)
+        numbers[row, column] = range(begin, len(sequences))
     if sequences:
         batch = pack_for_scoring(sequences, learner.ranks, settings.learner.microbatch_tokens)
-        for number, logprobs in unpack(batch, learner.logprobs(batch, source)).items():
-            row, column = places[number]
-            scores[row][column] = logprobs
+        scored = unpack(batch, learner.logprobs(batch, source))
+        for (row, column), parts in numbers.items():
+            scores[row][column] = joined([scored[number] for number in parts])
     return scores
 
 
 def proximal_logprobs(
-    settings: TrainConfig, learner: Scorer, groups: Sequence[Group], advantages_PG: Tensor, carries_loss_PG: Tensor
+    settings: TrainConfig,
+    learner: Scorer,
+    groups: Sequence[Group],
+    advantages_PG: Tensor,
+    carries_loss_PG: Tensor,
+    token_advantages: TokenAdvantages | None = None,
 ) -> ProximalLogprobs | None:
     """Compute log-probabilities under the learner before the step's first update.
 
@@ -102,6 +109,11 @@ def proximal_logprobs(
     if algorithm.proximal == "rollout":
         return None
     computed_PG = advantages_PG != 0 if algorithm.only_advantages_teach else torch.ones_like(carries_loss_PG)
+    if algorithm.only_advantages_teach and token_advantages is not None:
+        for row, by_token_G in enumerate(token_advantages):
+            for column, by_token in enumerate(by_token_G):
+                if by_token is not None:
+                    computed_PG[row, column] = any(by_token)
     return rescore(settings, learner, groups, carries_loss_PG & computed_PG, "policy")
 
 
@@ -123,7 +135,7 @@ def divergences(
     shape: tuple[int, ...],
     algorithm: AlgorithmConfig,
 ) -> Tensor:
-    """Return KL(sampler || reference) of each completion, summed over the tokens: float32.
+    """Return KL(sampler || reference) of each completion, summed over the sampled tokens: float32.
 
     The value is 0 if `reference` has no log-probabilities of the completion.
     """
@@ -131,6 +143,6 @@ def divergences(
     for row, (group, reference_G) in enumerate(zip(groups, reference, strict=True)):
         for column, (rollout, logprobs) in enumerate(zip(group.rollouts, reference_G, strict=True)):
             if logprobs is not None:
-                sampled_T = torch.tensor(rollout.completion.logprobs)
+                sampled_T = torch.tensor(rollout.completion.sampled_logprobs)
                 sums_PG[row, column] = kl_estimate(algorithm, sampled_T, torch.tensor(logprobs)).sum()
     return sums_PG

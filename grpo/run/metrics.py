@@ -30,7 +30,7 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
             sum(rollout.completion.finish_reason == "length" and rollout.reward is not None for rollout in rollouts)
         )
     if algorithm.kl_in_reward:
-        scored = sum(len(rollout.completion.token_ids) for rollout in rollouts if rollout.reward is not None)
+        scored = sum(rollout.completion.sampled_tokens for rollout in rollouts if rollout.reward is not None)
         metrics["rollout/kl_reference"] = float(kl_PG.sum()) / max(1, scored)
     if len(known):
         metrics["reward/mean"] = float(known.mean())
@@ -81,7 +81,7 @@ def by_source(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 def _of_groups(groups: Sequence[Group]) -> dict[str, float]:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    lengths = [rollout.completion.sampled_tokens for rollout in rollouts]
     return {
         "groups": float(len(groups)),
         "accuracy": sum(rollout.correct for rollout in rollouts) / len(rollouts),
@@ -100,7 +100,7 @@ def _of_answers(groups: Sequence[Group]) -> dict[str, float]:
     judged = [rollout for rollout in rollouts if not next(iter(rollout.verdicts.values())).status.failed]
     return {
         "accuracy": sum(rollout.correct for rollout in judged) / max(1, len(judged)),
-        "completion_tokens_mean": sum(len(each.completion.token_ids) for each in rollouts) / len(rollouts),
+        "completion_tokens_mean": sum(each.completion.sampled_tokens for each in rollouts) / len(rollouts),
         "failed_verdicts": float(len(rollouts) - len(judged)),
     }
 
@@ -180,7 +180,7 @@ def push_metrics(pushed: Pushed) -> dict[str, float]:
 def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]:
     """Return the seconds of each phase, and the completions and tokens sampled per second of the whole step."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+    tokens = sum(rollout.completion.sampled_tokens for rollout in rollouts)
     times = watch.metrics()
     return {
         **times,
