@@ -134,6 +134,7 @@ class Dialogue:
             `timeout`.
         waited_s: time that the conversation waited for tools and environment, in seconds.
         lasted_s: time from the first request to the end, in seconds.
+        timed_out: for `ended=failed`: whether a deadline passed (`timeout`), and not another failure (`error`).
     """
 
     messages: tuple[ChatMessage, ...]
@@ -146,6 +147,7 @@ class Dialogue:
     failures: Mapping[str, int] = field(default_factory=dict)
     waited_s: float = 0.0
     lasted_s: float = 0.0
+    timed_out: bool = False
 
 
 def without_lone_surrogates(text: str) -> str:

@@ -15,10 +15,13 @@ from rewards.named_code import checked, loaded, locate
 from rewards.named_files import names_a_file
 
 ENTRY_POINTS = "grpo.verifiers"
+# The name of the verifier whose verdict is the reward of the environment (`rewards.verifiers.environment`).
+ENVIRONMENT = "environment"
 # For each name in the config: its module and class. The module is imported only if a config names the verifier.
 BUILT_IN: Mapping[str, str] = {
     "choice": "rewards.verifiers.choice:Choice",
     "code": "rewards.verifiers.code:CodeVerifier",
+    "environment": "rewards.verifiers.environment:Environment",
     "exact": "rewards.verifiers.exact:Exact",
     "format": "rewards.verifiers.format:Format",
     "instructions": "rewards.verifiers.instructions:Instructions",

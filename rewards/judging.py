@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from rewards.verdict import Verdict
-from rewards.verifier import PROBLEM_COLUMN, TOKENS_COLUMN
+from rewards.verifier import MESSAGES_COLUMN, PROBLEM_COLUMN, TOKENS_COLUMN
 
 
 class Pool(Protocol):
@@ -56,6 +56,7 @@ def judge(
     row: Mapping[str, Any],
     texts: Sequence[str],
     tokens: Sequence[int],
+    transcripts: Sequence[Sequence[Mapping[str, str]]] | None = None,
 ) -> list[dict[str, Future[Verdict]]]:
     """Start the verification of the completions of one prompt.
 
@@ -65,20 +66,26 @@ def judge(
         reference: reference answer of the row.
         row: columns from `columns_of`.
         texts: texts of the completions.
-        tokens: number of tokens of each completion.
+        tokens: number of sampled tokens of each completion.
+        transcripts: messages of each completion, if the completions are conversations.
 
     Returns:
         For each completion, a mapping from the name of each verifier to the future of its verdict.
     """
     groups = [name for name in names if pool.judges_groups(name)]
     single = [name for name in names if name not in groups]
-    lists = {TOKENS_COLUMN: list(tokens)}
+    lists: dict[str, Sequence[Any]] = {TOKENS_COLUMN: list(tokens)}
+    if transcripts is not None:
+        lists[MESSAGES_COLUMN] = list(transcripts)
     grouped = {name: pool.submit_group(name, texts, reference, row, lists) for name in groups}
     verdicts = []
-    for at, (text, count) in enumerate(zip(texts, tokens, strict=True)):
+    for at, text in enumerate(texts):
         # Each completion is submitted separately, because a pool of several nodes sends all calls of one submission to
         # one node.
-        calls = [(name, text, reference, {**row, TOKENS_COLUMN: count}) for name in single]
+        calls = [
+            (name, text, reference, {**row, **{column: values[at] for column, values in lists.items()}})
+            for name in single
+        ]
         alone = dict(zip(single, pool.submit_many(calls) if calls else [], strict=True))
         verdicts.append({name: alone[name] if name in alone else grouped[name][at] for name in names})
     return verdicts

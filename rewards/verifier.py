@@ -12,6 +12,9 @@ from rewards.verdict import Verdict
 PROBLEM_COLUMN = "problem"
 # Column with the completion's number of tokens, including the end token. A run adds it to every row.
 TOKENS_COLUMN = "completion_tokens"
+# Column with all messages of a conversation, as dicts with `role`, `content` and, for a tool's result, `name`. A run
+# adds it only where the completion is a conversation.
+MESSAGES_COLUMN = "messages"
 
 
 @runtime_checkable

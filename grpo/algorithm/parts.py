@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from grpo.algorithm.packing import PerToken, TrainingSequence
+from grpo.messages import Continuation
 from grpo.types import Completion, Prompt
 
 
@@ -31,7 +32,8 @@ def sequences_of(
         )
         return
     begin, logprobs = 0, completion.sampled_logprobs
-    parts = [(ids, completion), *((part.prompt_ids, part) for part in completion.further)]
+    parts: list[tuple[tuple[int, ...], Completion | Continuation]] = [(ids, completion)]
+    parts += [(part.prompt_ids, part) for part in completion.further]
     for before, part in parts:
         sampled = len(part.token_ids) - sum(stop - start for start, stop in part.given)
         here = slice(begin, begin + sampled)

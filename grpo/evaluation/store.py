@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from grpo import files
 from grpo.evaluation.questions import SampleEnd
+from grpo.report.conversations.columns import storable
 from grpo.report.json_lines import JsonLines, complete_lines
-from grpo.report.rollout_store import storable
 from rewards.verdict import Status
 
 LINES, TABLE = "completions.jsonl", "completions.parquet"

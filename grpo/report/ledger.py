@@ -92,6 +92,7 @@ def _entry(group: Group) -> Mapping[str, object]:
     completions = [rollout.completion for rollout in group.rollouts]
     versions = [span.policy_version for completion in completions for span in completion.spans]
     tokens = [list(completion.token_ids) for completion in completions]
+    tokens += [list(part.token_ids) for completion in completions for part in completion.further]
     return {
         "prompt": group.prompt.id,
         "versions": [min(versions, default=-1), max(versions, default=-1)],

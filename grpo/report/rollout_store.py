@@ -20,9 +20,18 @@ import pyarrow.parquet as pq
 
 from grpo import files
 from grpo.report import run_files
+from grpo.report.conversations.columns import (
+    COLUMNS,
+    TOKEN_COLUMNS,
+    StoredDialogue,
+    dialogue_columns,
+    storable,
+    stored_dialogue,
+)
 from grpo.types import Group, Rollout
 
-SCHEMA_VERSION = "1"
+# Version 2 added the columns of conversations. Files of version 1 are read as files without conversations.
+SCHEMA_VERSION = "2"
 _ENDING = ".parquet"
 
 _NAMED_NUMBER = pa.struct([("name", pa.string()), ("value", pa.float64())])
@@ -54,6 +63,7 @@ SCHEMA = pa.schema(
         ("token_ids", pa.list_(pa.int32())),
         ("logprobs", pa.list_(pa.float32())),
         ("spans", pa.list_(_SPAN)),
+        *COLUMNS,
     ],
     metadata={"verigrpo.rollouts": SCHEMA_VERSION},
 )
@@ -86,6 +96,7 @@ class StoredRollout:
     advantage: float | None
     verdicts: tuple[StoredVerdict, ...]
     policy_versions: tuple[int, ...]
+    dialogue: StoredDialogue | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +156,10 @@ def write_step(
 
 def read_groups(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> tuple[StoredGroup, ...]:
     """Read the groups of a stored step, in the order in which they were written."""
-    columns = [name for name in SCHEMA.names if name not in ("row", "token_ids", "logprobs")]
-    rows = pq.read_table(step_path(run_dir, step, folder), columns=columns).to_pylist()
+    path = step_path(run_dir, step, folder)
+    stored = pq.read_schema(path).names
+    columns = [name for name in stored if name not in ("row", "token_ids", "logprobs", *TOKEN_COLUMNS)]
+    rows = pq.read_table(path, columns=columns).to_pylist()
     by_group: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         by_group.setdefault(row["group"], []).append(row)
@@ -220,7 +233,7 @@ def _rollout_columns(rollout: Rollout) -> dict[str, Any]:
     completion = rollout.completion
     return {
         "completion": storable(completion.text),
-        "completion_tokens": len(completion.token_ids),
+        "completion_tokens": completion.sampled_tokens,
         "finish_reason": completion.finish_reason,
         "reward": _number(rollout.reward),
         "verdicts": [
@@ -238,6 +251,7 @@ def _rollout_columns(rollout: Rollout) -> dict[str, Any]:
         "spans": [
             {"start": span.start, "stop": span.stop, "policy_version": span.policy_version} for span in completion.spans
         ],
+        **dialogue_columns(completion),
     }
 
 
@@ -260,6 +274,7 @@ def _stored_rollout(row: Mapping[str, Any]) -> StoredRollout:
             for verdict in row["verdicts"]
         ),
         policy_versions=tuple(sorted({span["policy_version"] for span in row["spans"]})),
+        dialogue=stored_dialogue(row),
     )
 
 
@@ -268,11 +283,6 @@ def _number(value: float | None) -> float | None:
         return None
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def storable(text: str) -> str:
-    """Return a text that Arrow can store: lone surrogates, which UTF-8 does not allow, become readable escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _as_json(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from grpo.rollout.dialogue_state import dialogue_from_state, dialogue_state
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
 from rewards.verdict import Status, Verdict
 
@@ -32,6 +33,7 @@ def group_state(group: Group) -> dict[str, Any]:
                 "spans": [(span.start, span.stop, span.policy_version) for span in rollout.completion.spans],
                 "verdicts": {name: _verdict_state(verdict) for name, verdict in rollout.verdicts.items()},
                 "reward": None if rollout.reward is None else float(rollout.reward),
+                **_conversation_state(rollout.completion),
             }
             for rollout in group.rollouts
         ],
@@ -57,6 +59,9 @@ def group_from_state(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) ->
             entry["text"],
             entry["finish_reason"],
             tuple(VersionSpan(*span) for span in entry["spans"]),
+            # Single turns have no such entries, nor have states that were saved before conversations existed.
+            tuple((start, stop) for start, stop in entry.get("given", ())),
+            dialogue_from_state(entry["dialogue"]) if "dialogue" in entry else None,
         )
         verdicts = {
             name: Verdict(fields["score"], Status(fields["status"]), fields["reason"], fields["parts"])
@@ -79,6 +84,15 @@ def known_prompt(name: str, prompts: Mapping[str, Prompt]) -> Prompt:
             "and length limits, or start a new run folder"
         )
     return prompts[name]
+
+
+def _conversation_state(completion: Completion) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    if completion.given:
+        state["given"] = [list(border) for border in completion.given]
+    if completion.dialogue is not None:
+        state["dialogue"] = dialogue_state(completion.dialogue)
+    return state
 
 
 def _verdict_state(verdict: Verdict) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.advantages import informative_groups
+from grpo.rollout.world_verdicts import environment_verdict, failed_verdicts, has_failed, transcript
 from grpo.types import Completion, Group, Prompt, Rollout
-from rewards.build import VerifierSpec
+from rewards.build import ENVIRONMENT, VerifierSpec
 from rewards.compose import combine
 from rewards.judging import Pool, judge
 from rewards.selection import choose
@@ -73,10 +74,17 @@ def collect(
 def judge_group(
     pool: Pool, specs: Sequence[VerifierSpec], prompt: Prompt, completions: Sequence[Completion]
 ) -> list[dict[str, Future[Verdict]]]:
-    """Start the verification of a group by the verifiers that judge its row (see `rewards.judging.judge`)."""
-    names = [spec.name for spec in choose(specs, prompt.row)]
-    texts, tokens = [each.text for each in completions], [len(each.token_ids) for each in completions]
-    return judge(pool, names, prompt.reference, prompt.row, texts, tokens)
+    """Start the verification of a group by the verifiers that judge its row (see `rewards.judging.judge`).
+
+    A conversation whose world failed gets no verdicts here, nor does the environment's reward come from the pool.
+    """
+    names = [spec.name for spec in choose(specs, prompt.row) if spec.use != ENVIRONMENT]
+    judged = [each for each in completions if not has_failed(each)]
+    dialogues = [each.dialogue for each in judged if each.dialogue is not None]
+    transcripts = [transcript(each) for each in dialogues] if dialogues and len(dialogues) == len(judged) else None
+    texts, tokens = [each.text for each in judged], [each.sampled_tokens for each in judged]
+    verdicts = iter(judge(pool, names, prompt.reference, prompt.row, texts, tokens, transcripts) if judged else ())
+    return [{} if has_failed(each) else next(verdicts) for each in completions]
 
 
 class Verifying:
@@ -150,7 +158,13 @@ def _group(
     rollouts = []
     chosen = choose(specs, prompt.row)
     for completion, named in zip(completions, futures, strict=True):
-        verdicts = {name: future.result() for name, future in named.items()}
+        if completion.dialogue is not None and has_failed(completion):
+            rollouts.append(Rollout(completion, failed_verdicts(completion.dialogue, chosen), None))
+            continue
+        verdicts = {
+            spec.name: environment_verdict(completion, spec) if spec.use == ENVIRONMENT else named[spec.name].result()
+            for spec in chosen
+        }
         rollouts.append(Rollout(completion, verdicts, combine(chosen, verdicts).value))
     return Group(prompt, tuple(rollouts))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from grpo import config, files
 from grpo.report import run_files
-from rewards.build import VerifierSpec
+from rewards.build import ENVIRONMENT, VerifierSpec
 from rewards.checks.gold import GoldReport, check_gold
 from rewards.checks.gold_forms import GoldRow
 from rewards.checks.gold_judges import through
@@ -146,8 +146,13 @@ def open_pool(specs: Sequence[VerifierSpec], verification: config.VerificationCo
 
 
 def rows_of_all(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> list[GoldRow]:
-    """Return, for each row, one copy for each verifier that judges the row."""
-    return [dataclasses.replace(row, verifier=spec.name) for row in rows for spec in choose(specs, row.prompt)]
+    """Return, for each row, one copy for each verifier in the pool that judges the row."""
+    return [
+        dataclasses.replace(row, verifier=spec.name)
+        for row in rows
+        for spec in choose(specs, row.prompt)
+        if spec.use != ENVIRONMENT
+    ]
 
 
 def rows_of_first(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> dict[str, list[GoldRow]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from conversations import make_continuation, make_conversation, make_dialogue
+from conversations.made_up import make_continuation, make_conversation, make_dialogue
 from tiny_policy import PROMPT, TEMPERATURE, tiny_logprobs
 from torch import Tensor
 
@@ -97,7 +97,8 @@ def sampled_tokens(policy: PolicyLogprobs, groups: Sequence[Group]) -> list[Toke
     for row, group in enumerate(groups):
         for column, rollout in enumerate(group.rollouts):
             completion = rollout.completion
-            parts = [(PROMPT, completion), *((part.prompt_ids, part) for part in completion.further)]
+            parts: list[tuple[tuple[int, ...], Any]] = [(PROMPT, completion)]
+            parts += [(part.prompt_ids, part) for part in completion.further]
             for before, part in parts:
                 ids = (*before, *part.token_ids)
                 (logprobs,) = policy(pack([TrainingSequence(ids, 1, (0.0,) * (len(ids) - 1), 0.0)]), TEMPERATURE)

@@ -1,0 +1,1 @@
+"""Conversations in what a run leaves."""

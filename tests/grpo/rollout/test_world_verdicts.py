@@ -1,0 +1,120 @@
+"""Verdicts on conversations: the environment's reward, failures of the world, and what verifiers get to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from conversations.made_up import make_conversation, make_dialogue
+
+from grpo.messages import ConversationEnd, WorldReward
+from grpo.rollout.failure_share import FailureShare
+from grpo.rollout.groups import Verifying, judge_group
+from grpo.types import Completion, Group, Prompt, VersionSpan
+from rewards import verdict
+from rewards.build import VerifierSpec
+from rewards.verdict import Status, Verdict
+
+PROMPT = Prompt("p", "?", (1,), "5", {"problem": "2+3?"})
+WORLD = VerifierSpec("world", "environment", weight=2.0)
+ANSWER = VerifierSpec("answer", "exact")
+
+
+class RecordingPool:
+    """Judges every completion correct, and remembers the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, Any, Mapping[str, Any]]] = []
+
+    def judges_groups(self, name: str) -> bool:
+        return name == "grouped"
+
+    def submit_many(self, calls: Iterable[tuple[str, str, Any, Mapping[str, Any]]]) -> list[Future[Verdict]]:
+        asked = list(calls)
+        self.calls += asked
+        return [_correct() for _ in asked]
+
+    def submit_group(
+        self, name: str, completions: Sequence[str], reference: Any, prompt: Any, lists: Any = None
+    ) -> list[Future[Verdict]]:
+        self.calls.append((name, " ".join(completions), reference, lists))
+        return [_correct() for _ in completions]
+
+
+def _correct() -> Future[Verdict]:
+    future: Future[Verdict] = Future()
+    future.set_result(verdict.correct())
+    return future
+
+
+def talk(**fields: Any) -> Completion:
+    return make_conversation([[3, 4], [5, 5], [6]], [-1.0, -1.0, -1.0], make_dialogue(**fields), "It is 5.")
+
+
+def judged(specs: Sequence[VerifierSpec], completions: Sequence[Completion], pool: RecordingPool) -> Group:
+    verifying = Verifying(lambda prompt, each: judge_group(pool, specs, prompt, each), specs)
+    verifying.start(0, PROMPT, completions)
+    ((_, group),) = verifying.done()
+    return group
+
+
+@pytest.mark.parametrize(
+    ("score", "status"), [(1.0, Status.CORRECT), (0.5, Status.SCORED), (0.0, Status.WRONG), (-1.0, Status.WRONG)]
+)
+def test_the_environment_s_reward_is_a_verdict_like_any_other(score: float, status: Status) -> None:
+    pool = RecordingPool()
+    group = judged([WORLD, ANSWER], [talk(reward=WorldReward(score, {"moves": 3.0}))], pool)
+    (rollout,) = group.rollouts
+    assert list(rollout.verdicts) == ["world", "answer"] and [call[0] for call in pool.calls] == ["answer"]
+    assert rollout.verdicts["world"].status is status and rollout.verdicts["world"].parts == {"moves": 3.0}
+    assert rollout.reward == 2.0 * score + 1.0
+    assert rollout.correct == (score == 1.0)
+
+
+def test_the_pass_mark_and_a_gate_hold_for_the_environment() -> None:
+    gate = VerifierSpec("world", "environment", options={"pass_mark": 0.5}, gate=True)
+    low, high = (talk(reward=WorldReward(score)) for score in (0.25, 0.5))
+    group = judged([gate, ANSWER], [low, high], RecordingPool())
+    assert [rollout.reward for rollout in group.rollouts] == [0.25, 1.5]
+
+
+def test_no_reward_is_no_score() -> None:
+    single = Completion((1,), (-0.5,), "5", "stop", (VersionSpan(0, 1, 0),))
+    for completion, reason in ((talk(), "gives no reward"), (single, "not a conversation")):
+        (rollout,) = judged([WORLD], [completion], RecordingPool()).rollouts
+        assert rollout.reward is None and rollout.verdicts["world"].status is Status.ERROR
+        assert reason in rollout.verdicts["world"].reason
+
+
+@pytest.mark.parametrize(("timed_out", "status"), [(True, Status.TIMEOUT), (False, Status.ERROR)])
+def test_a_failed_world_is_no_score_and_counts_as_a_failure(timed_out: bool, status: Status) -> None:
+    failed = talk(ended=ConversationEnd.FAILED, reason="the process died", timed_out=timed_out)
+    pool = RecordingPool()
+    group = judged([ANSWER], [failed, talk()], pool)
+    lost, good = group.rollouts
+    assert lost.reward is None and lost.verdicts == {"environment": Verdict(None, status, "the process died")}
+    assert good.reward == 1.0 and len(pool.calls) == 1
+    with pytest.raises(RuntimeError, match="the process died"):
+        FailureShare(0.25).check([group])
+    named = judged([ANSWER, WORLD], [failed], RecordingPool())
+    assert list(named.rollouts[0].verdicts) == ["world"]
+
+
+def test_verifiers_see_the_transcript_of_a_conversation_only() -> None:
+    pool = RecordingPool()
+    specs = [ANSWER, VerifierSpec("grouped", "exact")]
+    judged(specs, [talk()], pool)
+    messages = [
+        {"role": "user", "content": "2+3?"},
+        {"role": "assistant", "content": "call"},
+        {"role": "tool", "content": "5", "name": "add"},
+        {"role": "assistant", "content": "It is 5."},
+    ]
+    grouped, alone = pool.calls
+    assert alone == ("answer", "It is 5.", "5", {"problem": "2+3?", "completion_tokens": 3, "messages": messages})
+    assert grouped[3] == {"completion_tokens": [3], "messages": [messages]}
+    pool.calls.clear()
+    judged([ANSWER], [Completion((1,), (-0.5,), "5", "stop", (VersionSpan(0, 1, 0),))], pool)
+    assert pool.calls[0][3] == {"problem": "2+3?", "completion_tokens": 1}
