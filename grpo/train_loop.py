@@ -11,6 +11,7 @@ from grpo.algorithm.choices import advantages_of, aggregation_of
 from grpo.algorithm.minibatches import minibatches
 from grpo.algorithm.objective import carries_loss
 from grpo.algorithm.rescoring import kl_to_reference, proximal_logprobs
+from grpo.algorithm.turn_advantages import turn_advantages
 from grpo.config import TrainConfig
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress
@@ -59,6 +60,7 @@ def train(
             run.turns.learn()
             kl_PG = kl_to_reference(settings, run.learner, groups, valid_PG)
             advantages_PG = advantages_of(algorithm, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
+            by_turn = turn_advantages(algorithm, groups, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
             batches = minibatches(
                 groups,
                 advantages_PG,
@@ -67,8 +69,9 @@ def train(
                 microbatch_tokens=settings.learner.microbatch_tokens,
                 skip_without_advantage=algorithm.only_advantages_teach,
                 carries_loss_PG=carries_loss_PG,
-                proximal=proximal_logprobs(settings, run.learner, groups, advantages_PG, carries_loss_PG),
+                proximal=proximal_logprobs(settings, run.learner, groups, advantages_PG, carries_loss_PG, by_turn),
                 aggregation=aggregation_of(algorithm, settings.rollout.max_completion_tokens),
+                token_advantages=by_turn,
             )
             updates = run.learn(batches)
             run.step += 1

@@ -39,6 +39,13 @@ _TWO_EDGES = ("token", "sequence", "sequence_token")
 _PERCENT = 10.0
 
 
+class TurnRewardsConfig(Section):
+    """Advantages of turns, from the rewards that the environment gives for turns."""
+
+    discount: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Factor of a later turn's reward, for each turn between."""
+
+
 class AlgorithmConfig(Section):
     """The objective. By default: GRPO's advantage, DAPO's clip and token mean, no KL."""
 
@@ -46,6 +53,9 @@ class AlgorithmConfig(Section):
     """A method by its name; keys given beside it are kept."""
     advantage: Annotated[str, FunctionName(get_args(Advantage))] = "group_std"
     """How a completion is compared with others."""
+    turn_rewards: TurnRewardsConfig | None = None
+    """If set (`{}` or `{discount: 0.9}`), each turn of a conversation has an advantage of its own, where the environment
+    rewards turns. By default all sampled tokens have the advantage of the outcome."""
     pass_k: Positive = 4
     """k of `pass_at_k`."""
     ratio: Annotated[str, FunctionName(get_args(Ratio))] = "token"

@@ -9,6 +9,7 @@ from torch import Tensor
 from grpo.algorithm.advantages import informative_groups
 from grpo.config import TrainConfig
 from grpo.rollout.groups import reward_tensors
+from grpo.run.conversation_metrics import conversation_metrics
 from grpo.run.stopwatch import Stopwatch
 from grpo.types import Group, Rollout
 from grpo.weights.patches import Pushed
@@ -47,7 +48,7 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
         for status in Status:
             share = sum(verdict.status is status for verdict in verdicts) / len(verdicts)
             metrics[f"verdict/{name}/{status}"] = share
-    return metrics | source_metrics(groups)
+    return metrics | source_metrics(groups) | conversation_metrics(groups)
 
 
 def source_metrics(groups: Sequence[Group]) -> dict[str, float]:
