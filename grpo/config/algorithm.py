@@ -54,7 +54,7 @@ class AlgorithmConfig(Section):
     advantage: Annotated[str, FunctionName(get_args(Advantage))] = "group_std"
     """How a completion is compared with others."""
     turn_rewards: TurnRewardsConfig | None = None
-    """If set (`{}` or `{discount: 0.9}`), each turn of a conversation has an advantage of its own, where the environment
+    """If set (`{}` or `{discount: 0.9}`), each turn of a conversation has its own advantage, where the environment
     rewards turns. By default all sampled tokens have the advantage of the outcome."""
     pass_k: Positive = 4
     """k of `pass_at_k`."""
@@ -171,6 +171,11 @@ class AlgorithmConfig(Section):
             yield (
                 f"algorithm.pass_k={self.pass_k} must be smaller than rollout.group_size={group_size}, or every "
                 "choice of k completions is the whole group; lower pass_k or raise group_size"
+            )
+        if self.turn_rewards is not None and self.advantage in ("pass_at_k", "maxrl"):
+            yield (
+                f"algorithm.turn_rewards compares turns, and algorithm.advantage={self.advantage} is defined for whole "
+                "completions only; use algorithm.advantage=group_std, or remove turn_rewards"
             )
         yield from self._kl_problems()
         yield from self._mismatch_problems()

@@ -329,6 +329,12 @@ def test_every_key_and_choice_is_documented() -> None:
         ({"mismatch_mask": "token", "mask_low": 1.5}, 8, r"mask_low=1\.5 .* both sides of 1"),
         ({"ratio": "cispo", "dual_clip": 3.0}, 8, r"dual_clip=3\.0 .* algorithm\.ratio=cispo does not clip"),
         ({"dual_clip": 1.1}, 8, r"must lie above the upper edge"),
+        ({"turn_rewards": {}}, 8, None),
+        (
+            {"turn_rewards": {}, "preset": "maxrl"},
+            8,
+            r"turn_rewards compares turns.* use algorithm\.advantage=group_std",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_remedy(keys: dict[str, Any], group_size: int, told: str | None) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conversations.made_up import make_conversation
 from fake_engines import FakeGenerators, FakeLearner
 
 from grpo import config
 from grpo.run.pushing import Pushing
 from grpo.run.turns import Turns
-from grpo.types import Prompt
+from grpo.types import Group, Prompt, Rollout
 from grpo.weights.sync import WeightMismatch
+from rewards import verdict
 
 
 class Rounded(FakeGenerators):
@@ -70,3 +72,13 @@ def test_a_resumed_run_measures_too() -> None:
     pushing = pushing_of(Rounded(64, weights=7), FakeLearner(optimizer_steps=7), 7, told)
     pushing.push()
     assert told[0].endswith("a push may differ by 0.06")
+
+
+def test_a_probe_of_a_conversation_has_its_given_tokens_too() -> None:
+    """Both sides score all tokens, whoever wrote them, up to `probe_tokens`."""
+    pushing = pushing_of(Rounded(64), FakeLearner(), 0, [])
+    talked = make_conversation([[3, 4], [5] * 300, [6]], [-1.0] * 3)
+    group = Group(Prompt("0", "", (1, 2), None, {}), (Rollout(talked, {"a": verdict.correct()}, 1.0),))
+    (probe,) = pushing._probe([group])
+    longest = pushing._settings.weight_sync.probe_tokens
+    assert probe == [1, 2, 3, 4, *[5] * 300, 6][:longest] and 5 in probe and len(probe) <= longest
