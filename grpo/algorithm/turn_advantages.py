@@ -11,6 +11,7 @@ from torch import Tensor
 from grpo.algorithm.choices import advantages_of
 from grpo.algorithm.minibatches import TokenAdvantages
 from grpo.config.algorithm import AlgorithmConfig
+from grpo.messages import Continuation
 from grpo.types import Completion, Group
 
 
@@ -75,7 +76,8 @@ def turn_advantages(
 def turn_lengths(completion: Completion) -> list[int]:
     """Return the number of tokens of each turn of the policy, in all parts."""
     lengths = []
-    for part in (completion, *completion.further):
+    parts: list[Completion | Continuation] = [completion, *completion.further]
+    for part in parts:
         borders = [0, *itertools.chain.from_iterable(part.given), len(part.token_ids)]
         # A part may begin with a given range, which ends no turn.
         turns = [stop - start for start, stop in zip(borders[::2], borders[1::2], strict=True)]

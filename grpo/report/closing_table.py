@@ -82,6 +82,8 @@ def _learned(history: History) -> list[tuple[str, str]]:
     for label, name, decimals, unit in (
         ("mean reward", "reward/mean", 3, ""),
         ("completion length", "rollout/completion_tokens_mean", 1, " tokens"),
+        ("turns of a conversation", "conversation/turns_mean", 1, ""),
+        ("tool calls of a conversation", "conversation/calls_mean", 1, ""),
     ):
         curve = history.curve(name).finite()
         if curve:

@@ -123,3 +123,15 @@ def test_sources_say_whether_their_accuracy_is_of_held_out_or_of_training_prompt
     assert rows["sums held-out accuracy"] == "0.100 -> 0.200"
     assert rows["sums training accuracy"] == "0.200 -> 0.400"
     assert "sums accuracy" not in rows
+
+
+def test_conversations_have_lines_for_turns_and_calls() -> None:
+    run = history(
+        {"conversation/turns_mean": 1.0, "conversation/calls_mean": 0.25},
+        {"conversation/turns_mean": 2.5, "conversation/calls_mean": 1.5},
+    )
+    rows = dict(closing_table("run", run).rows)
+    assert rows["turns of a conversation"] == "1.0 -> 2.5" and rows["tool calls of a conversation"] == "0.2 -> 1.5"
+    assert not [
+        label for label, _ in closing_table("run", history({"reward/mean": 0.2})).rows if "conversation" in label
+    ]

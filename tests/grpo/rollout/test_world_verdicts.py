@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conversations.made_up import make_conversation, make_dialogue
 
+from grpo.config import VerificationConfig
 from grpo.messages import ConversationEnd, WorldReward
 from grpo.rollout.failure_share import FailureShare
 from grpo.rollout.groups import Verifying, judge_group
+from grpo.rollout.usable_rows import usable_rows
 from grpo.types import Completion, Group, Prompt, VersionSpan
 from rewards import verdict
 from rewards.build import VerifierSpec
+from rewards.checks.gold_forms import GoldRow
+from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
 
 PROMPT = Prompt("p", "?", (1,), "5", {"problem": "2+3?"})
@@ -118,3 +123,22 @@ def test_verifiers_see_the_transcript_of_a_conversation_only() -> None:
     pool.calls.clear()
     judged([ANSWER], [Completion((1,), (-0.5,), "5", "stop", (VersionSpan(0, 1, 0),))], pool)
     assert pool.calls[0][3] == {"problem": "2+3?", "completion_tokens": 1}
+
+
+def test_the_check_before_a_run_leaves_the_environment_alone() -> None:
+    """Nobody can judge an environment's reward without a conversation."""
+    rows = {"training": [GoldRow(str(number), {}, f"row {number}") for number in range(6)]}
+    assert usable_rows((WORLD,), rows, VerificationConfig()).left_out == ()
+
+
+def test_a_pool_carries_the_transcript_to_the_verifiers(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def alone(completion, reference, prompt):\n    return prompt['messages'][2]['name'] == 'add'\n"
+        "def grouped(completions, reference, prompt):\n"
+        "    return [each[-1]['content'] == text for each, text in zip(prompt['messages'], completions)]\n"
+    )
+    specs = [VerifierSpec(name, f"{tmp_path}/mine.py:{name}") for name in ("alone", "grouped")]
+    with VerifierPool([*specs, WORLD], workers=1) as pool:
+        futures = judge_group(pool, [*specs, WORLD], PROMPT, [talk(), talk()])
+        said = [{name: future.result(timeout=60).status for name, future in named.items()} for named in futures]
+    assert said == [{"alone": Status.CORRECT, "grouped": Status.CORRECT}] * 2
