@@ -69,6 +69,8 @@ def load_environment(spec: EnvironmentSpec, folder: str, key: str) -> Environmen
     if not inspect.isclass(cls):
         raise ValueError(f"{key} is {type(cls).__name__}; name a class with a method `reset`")
     _check_options(cls, spec.options, key)
+    if spec.use in BUILT_IN:
+        cls(**spec.options)  # Checks the values of the options, and whether an optional package is there.
     reset = inspect.getattr_static(cls, "reset", None)
     if not inspect.isfunction(reset):
         raise ValueError(f"{key}: the class {cls.__name__} has no method `reset`, which begins a game; add `{_RESET}`")
