@@ -59,10 +59,12 @@ def raised_text(problem: BaseException) -> str:
         # The whole message would name a file.
         return f"{type(problem).__name__}: {problem.strerror}"
     # The user's exception may fail even while it is written; this function does not.
-    last = "".join(traceback.format_exception_only(type(problem), problem)[-1:]).strip()
+    # Lines of a syntax error, which quote a file, stand before the message, and notes behind it.
+    lines = traceback.format_exception_only(type(problem), problem)
+    message = next(line for line in lines if not line.startswith(" ")).strip()
     # Python writes the module before the name of an exception's class.
     name = re.compile(rf"^{re.escape(type(problem).__module__)}\.(?={re.escape(type(problem).__qualname__)})")
-    return cut(_without_paths(name.sub("", last)), _LONGEST_REASON)
+    return cut(_without_paths(name.sub("", message)), _LONGEST_REASON)
 
 
 def _without_paths(text: str) -> str:

@@ -12,7 +12,7 @@ from grpo.environments.classes import EnvironmentClass, load_environment
 from grpo.environments.contract import Answer, Opening
 from grpo.environments.deadline import Overdue
 from grpo.environments.playing import Loop, Playing
-from grpo.environments.results import MOST_CHARACTERS, raised_text, result_text
+from grpo.environments.results import MOST_CHARACTERS, cut, raised_text, result_text
 from grpo.environments.sandbox_tools import bash, python
 from grpo.environments.spec import SANDBOX_TOOLS, WorldSpec, choose_environment
 from grpo.environments.tools import Tool, load_tool, make_tool
@@ -157,7 +157,7 @@ class ToolWorld:
             if self._answers and not turn.calls:
                 step = self._game.step((without_thinking(turn.content) or "").strip())
                 reward, over = step.reward, step.over
-                messages = [] if step.text is None else [ChatMessage("user", step.text[:MOST_CHARACTERS])]
+                messages = [] if step.text is None else [ChatMessage("user", cut(step.text, MOST_CHARACTERS))]
             self._game.turn_ended(reward)
             over = over or self._game.over()
         return Answer(tuple(messages), over, reward, len(turn.calls), dict(failures))

@@ -212,6 +212,12 @@ def test_a_tool_that_raises_tells_the_policy_no_path(folder, how, text) -> None:
 def test_a_message_of_an_exception_is_cut_and_has_no_module() -> None:
     assert raised_text(json.JSONDecodeError("bad", "x", 0)) == "JSONDecodeError: bad: line 1 column 1 (char 0)"
     assert len(raised_text(ValueError("x" * 5_000_000))) < 3_000
+    noted = ValueError("two\nlines")
+    noted.add_note("a note for developers")
+    assert raised_text(noted) == "ValueError: two\nlines"
+    with pytest.raises(SyntaxError) as caught:
+        compile("1 +", "/home/somebody/tool.py", "exec")
+    assert raised_text(caught.value) == "SyntaxError: invalid syntax"
 
 
 def test_an_exception_that_cannot_be_written_is_still_an_answer() -> None:
