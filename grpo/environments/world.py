@@ -207,8 +207,11 @@ class ToolWorld:
             arguments = tool.check(call.arguments)
         except ValueError as problem:
             return f"error: {problem}", "bad_arguments"
+        late = f"error: {call.name} took longer than {self._spec.tool_deadline_s:g} seconds"
         if call.name in SANDBOX_TOOLS and call.name in self._spec.tools:
-            # The sandbox has its own deadline: it ends the program and keeps the session, or says why not.
+            # The sandbox has a deadline for each program. It cannot know that a turn has many programs.
+            if time.monotonic() >= until:
+                return late, "timeout"
             result = self._session(call.name).run(next(iter(arguments.values())))
             return result_text(result.text, most), getattr(result, "failure", "")
         try:
@@ -219,7 +222,7 @@ class ToolWorld:
             else:
                 value = self._loop.call_within(until - time.monotonic(), tool.function, **arguments)
         except Overdue:
-            return f"error: {call.name} took longer than {self._spec.tool_deadline_s:g} seconds", "timeout"
+            return late, "timeout"
         except (Exception, SystemExit) as problem:  # Any mistake of a user's tool is an answer to the policy.
             return f"error: {raised_text(problem)}", "raised"
         try:

@@ -301,6 +301,8 @@ def test_a_game_by_tools_with_a_reward_of_parts(folder) -> None:
         ("tool", "error: no tool is called '_secret'; the tools are: add, buy, leave"),
     ]
     assert (answer.failures, answer.over) == ({"raised": 1, "unknown_tool": 2}, False)
+    wrong = world.answer(turn("", ToolCall("leave", {"now": True})))
+    assert texts(wrong) == [("tool", "error: leave: now is unknown. It takes no arguments")]
     assert world.answer(turn("", ToolCall("leave", {}))).over
     assert world.close() == WorldReward(2.0, {"apples": 2.0, "pears": 0.0}, ())
 

@@ -120,7 +120,9 @@ def test_impossible_questions_are_refused() -> None:
 @pytest.mark.parametrize(
     "drawing",
     ["", "SG", TEXTBOOK.replace("G", "."), TEXTBOOK.replace("....G", "...GG"), TEXTBOOK.replace("#S", ".S"),
-     TEXTBOOK.replace("S....", ".S..."), TEXTBOOK.replace("#S....#", "#S....")],
+     TEXTBOOK.replace("S....", ".S..."), TEXTBOOK.replace("#S....#", "#S...."),
+     TEXTBOOK.replace("#.#...#\n", ""), "\n".join(line[:1] + line[2:] for line in TEXTBOOK.splitlines()), "###",
+     "\n".join(line + "#" for line in TEXTBOOK.splitlines())],
 )  # fmt: skip
 def test_a_drawing_that_is_no_maze_is_refused(drawing) -> None:
     with pytest.raises(ValueError, match="a maze needs one S and one G"):

@@ -350,6 +350,7 @@ class Sessions:
 
     def run(self, code):
         self.ran.append(code)
+        time.sleep(0.15 if code == "slow" else 0)
         return (
             SimpleNamespace(text="late", failure="timeout") if code == "loop" else SimpleNamespace(text=f"ran {code}")
         )
@@ -371,6 +372,25 @@ def test_sandbox_tools_keep_one_session_for_a_conversation() -> None:
     assert sessions.ran == ["x = 1", "loop", "ls"]
     world.close()
     assert sessions.closed == 2
+
+
+def test_programs_after_the_deadline_of_a_turn_do_not_run() -> None:
+    sessions = Sessions()
+    world = make_world(WorldSpec(("python",), tool_deadline_s=0.1), {}, sessions)
+    calls = tuple(ToolCall("python", {"code": code}) for code in ("slow", "x = 1"))
+    answer = world.answer(ChatMessage("assistant", "...", calls))
+    assert [each.content for each in answer.messages] == ["ran slow", "error: python took longer than 0.1 seconds"]
+    assert (sessions.ran, answer.failures) == (["slow"], {"timeout": 1})
+
+
+def test_a_sandbox_that_fails_is_no_answer() -> None:
+    class Broken(Sessions):
+        def run(self, code):
+            raise RuntimeError("the sandbox is gone")
+
+    world = make_world(WorldSpec(("python",)), {}, Broken())
+    with pytest.raises(RuntimeError, match="the sandbox is gone"):
+        world.answer(ChatMessage("assistant", "...", (ToolCall("python", {"code": "1"}),)))
 
 
 def test_sandbox_tools_without_a_sandbox_are_refused() -> None:
