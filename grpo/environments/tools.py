@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import json
@@ -13,9 +14,10 @@ from typing import Any, NotRequired, Required
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from grpo.environments.spec import located_name
+from grpo.environments.spec import SANDBOX_TOOLS, located_name
 from grpo.messages import NAME
 from rewards.named_code import locate
+from rewards.named_files import names_a_file
 
 _EXAMPLE = 'def search(query: str) -> str: """Search the notes.\\n\\nArgs:\\n    query: Words to look for."""'
 _MOST_PROBLEMS, _LONGEST = 5, 80
@@ -65,7 +67,15 @@ def load_tool(use: str, folder: str, key: str) -> Tool:
     Raises:
         ValueError: there is no such function, or it cannot be a tool; the message has the remedy.
     """
-    function = locate(located_name(use, folder), key)
+    name = located_name(use, folder)
+    if ":" not in use and not names_a_file(name):
+        near = difflib.get_close_matches(use, SANDBOX_TOOLS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"{key} is not built in; {hint}known: {', '.join(SANDBOX_TOOLS)}; or give package.module:function or "
+            "file.py:function"
+        )
+    function = locate(name, key)
     if inspect.isclass(function):
         raise ValueError(f"{key} is a class; name a function, or put the class into `environment`, for its state")
     if not inspect.isroutine(function):

@@ -318,7 +318,9 @@ def test_a_function_that_cannot_be_a_tool_is_refused(folder, name, text) -> None
     [
         (("missing.py:f",), "the file '.*missing.py' does not exist"),
         (("my_tools.py",), "names a file but no function in it"),
-        (("serach",), "names no function"),
+        (("pyhton",), "is not built in; did you mean 'python'. known: python, bash; or give package.module:function"),
+        (("missing.py",), "is not built in"),
+        (("my_tools.py:",), "names a file but no function in it"),
         (("os:system",), "standard library"),
         (("my_tools.py:add", "my_tools.py:add"), "has the name of another tool, 'add'"),
     ],
