@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -205,7 +206,9 @@ def test_arguments_become_the_types_of_the_function(folder) -> None:
         ("path", "error: RuntimeError: cannot read my_tools.py here"),
     ],
 )
-def test_a_tool_that_raises_tells_the_policy_no_path(folder, how, text) -> None:
+def test_a_tool_that_raises_tells_the_policy_no_path(folder, how, text, monkeypatch) -> None:
+    # A user's file may lie outside all folders that Python knows.
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/nowhere")
     assert said(world_of(folder, "fail"), "fail", {"how": how}) == (text, "raised")
 
 
@@ -248,6 +251,12 @@ def test_a_long_result_is_cut(folder, kind) -> None:
     text, failure = said(world_of(folder, "give"), "give", {"kind": kind})
     assert failure == "" and text.endswith("(cut: the result has more than 1,000,000 characters)")
     assert MOST_CHARACTERS < len(text) < MOST_CHARACTERS + 100
+
+
+def test_the_bound_counts_every_character() -> None:
+    for value, text in (([1, 2], "[1, 2]"), ("\u00e4bcdef", "\u00e4bcdef"), (123456, "123456")):
+        assert result_text(value, 6) == text
+        assert result_text(value, 5) == f"{text[:5]}\n... (cut: the result has more than 5 characters)"
 
 
 def test_many_long_results_share_the_bound(folder) -> None:
