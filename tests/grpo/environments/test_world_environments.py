@@ -96,6 +96,10 @@ class AsyncGame:
     def close(self):
         raise OSError("cannot close")
 
+class Scaled(Guess):
+    def reward(self, scale=2.0, *more, **options):
+        return scale
+
 class Needs:
     def reset(self, question, seed=0):
         return f"{question} {seed}"
@@ -410,6 +414,10 @@ def test_what_step_may_not_return(answers, value, problem) -> None:
 )
 def test_what_reward_may_return(answers, value, reward) -> None:
     assert answers(prize=value).close() == reward
+
+
+def test_reward_may_have_parameters_with_defaults(folder) -> None:
+    assert world_of(folder, "Scaled").close().score == 2.0
 
 
 @pytest.mark.parametrize("value", [float("inf"), "1", {"a": float("nan")}, {}, [1.0]])

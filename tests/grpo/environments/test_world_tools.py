@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 import time
 from types import SimpleNamespace
@@ -94,6 +95,14 @@ def pair(point: tuple[int, int], where: Point, tags: list[str] | None = None) ->
         tags: Names.
     """
     return f"{point!r} {where.x} {tags}"
+
+def bash(command: str) -> str:
+    """Only say what would run.
+
+    Args:
+        command: The command.
+    """
+    return f"no: {command}"
 
 def untyped(query):
     """Search.
@@ -282,10 +291,12 @@ def test_numbers_of_numpy_are_numbers() -> None:
 @pytest.mark.parametrize(("tool", "arguments"), [("fail", {"how": "sleep"}), ("fail", {"how": "swallow"})])
 def test_a_slow_tool_is_interrupted_and_the_conversation_continues(folder, tool, arguments) -> None:
     world, start = world_of(folder, tool, "add", tool_deadline_s=0.2), time.monotonic()
+    handler = signal.getsignal(signal.SIGALRM)
     assert said(world, tool, arguments) == (f"error: {tool} took longer than 0.2 seconds", "timeout")
     assert time.monotonic() - start < 5
     assert said(world, "add", {"a": 1}) == ("2", "")
     time.sleep(0.3)  # No alarm comes later.
+    assert signal.getsignal(signal.SIGALRM) is handler
 
 
 def test_a_slow_async_tool_is_cancelled(folder) -> None:
@@ -402,6 +413,10 @@ def test_a_sandbox_that_fails_is_no_answer() -> None:
     world = make_world(WorldSpec(("python",)), {}, Broken())
     with pytest.raises(RuntimeError, match="the sandbox is gone"):
         world.answer(ChatMessage("assistant", "...", (ToolCall("python", {"code": "1"}),)))
+
+
+def test_a_users_function_may_have_the_name_of_a_sandbox_tool(folder) -> None:
+    assert said(world_of(folder, "bash"), "bash", {"command": "ls"}) == ("no: ls", "")
 
 
 def test_sandbox_tools_without_a_sandbox_are_refused() -> None:
