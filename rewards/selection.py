@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rewards.build import VerifierSpec
 
@@ -18,7 +18,16 @@ def place_of(name: str) -> str:
     return f"row {number} of {source}" if source and number.isdecimal() else f"row {name}"
 
 
-def applies(spec: VerifierSpec, row: Mapping[str, Any]) -> bool:
+class Conditional(Protocol):
+    """A line of the config that holds only for some rows."""
+
+    @property
+    def when(self) -> Mapping[str, Sequence[Any]]:
+        """Accepted values for each named column."""
+        ...
+
+
+def applies(spec: Conditional, row: Mapping[str, Any]) -> bool:
     """True when the row has a listed value in every column of the spec's `when`, or the spec has no `when`."""
     return all(_has_one_of(row.get(column), values) for column, values in spec.when.items())
 

@@ -1,0 +1,117 @@
+"""The examples of docs/conversations.md, run as they are written."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from docs_pages import ROOT, block, blocks
+
+from grpo.config import DatasetConfig
+from grpo.data.rows import load_rows
+from grpo.environments.opening import first_messages
+from grpo.environments.schemas import tool_schemas
+from grpo.environments.spec import EnvironmentSpec, WorldSpec, check_rows
+from grpo.environments.world import make_world
+from grpo.messages import ChatMessage, ToolCall, WorldReward
+
+PAGE = "conversations.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with the page's files."""
+    place = tmp_path_factory.mktemp("page")
+    for text in blocks(PAGE, "python"):
+        if named := re.match(r"# (\w+\.py)\n", text):
+            (place / named[1]).write_text(text)
+    assert {each.name for each in place.iterdir()} == {"my_tools.py", "guess.py", "shop.py"}
+    return place
+
+
+def spec_of(text, folder=""):
+    """Return what a block of YAML has as tools and environments."""
+    keys = yaml.safe_load(text)
+    listed = keys.get("environment", [])
+    environments = []
+    for each in listed if isinstance(listed, list) else [listed]:
+        when = {column: value if isinstance(value, list) else [value] for column, value in each.get("when", {}).items()}
+        environments.append(EnvironmentSpec(each["use"], each.get("options", {}), when))
+    return WorldSpec(tuple(keys.get("tools", ())), tuple(environments), str(folder))
+
+
+def said(world, *calls, text=""):
+    return [each.content for each in world.answer(ChatMessage("assistant", text, calls)).messages]
+
+
+def test_the_tool_and_the_table_of_what_the_policy_reads(folder) -> None:
+    spec = spec_of(block(PAGE, "yaml", "tools: [python"), folder)
+    assert [each["function"]["name"] for each in tool_schemas(spec)] == ["python", "look_up"]
+    world = make_world(spec, {}, lambda name, settings: None)
+    page = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
+    assert said(world, ToolCall("look_up", {"word": "bank", "most": 1})) == ['["the side of a river"]']
+    for call in (ToolCall("look_up", {"word": "tree"}), ToolCall("look_up", {}), ToolCall("lookup", {})):
+        (text,) = said(world, call)
+        assert f"`{text}`" in page
+
+
+def test_the_game_ends_after_the_tries_of_the_config(folder) -> None:
+    spec, row = spec_of(block(PAGE, "yaml", "options: {tries: 4}"), folder), {"answer": "7"}
+    world = make_world(spec, row)
+    first = first_messages([ChatMessage("user", "Play.")], world.open(row))
+    assert [each.content for each in first] == ["Play.\n\nGuess my number. You have 4 tries."]
+    for text, answer in (("5", "Too low."), ("9", "Too high, or no number."), ("x", "Too high, or no number.")):
+        assert said(world, text=text) == [answer]
+    last = world.answer(ChatMessage("assistant", "7"))
+    assert (last.messages[0].content, last.over) == ("Right.", True)
+    assert world.close() == WorldReward(1.0)
+
+
+def test_several_environments(folder) -> None:
+    spec = spec_of(block(PAGE, "yaml", "kind: guess"), folder)
+    rows = [{"kind": "guess", "answer": "7"}, {"kind": "market", "money": 10, "wanted": "tea"}]
+    check_rows(spec, [(f"rows:{at}", row) for at, row in enumerate(rows)])
+    assert [each["function"]["name"] for each in tool_schemas(spec)] == ["look_up", "buy"]
+    world = make_world(spec, rows[1])
+    assert world.open(rows[1]).messages == ()
+    assert said(
+        world, ToolCall("buy", {"thing": "tea", "price": 4}), ToolCall("buy", {"thing": "car", "price": 9})
+    ) == [
+        "You have tea, and 6 left.",
+        "error: ValueError: you have only 6",
+    ]
+    assert world.close() == WorldReward(1.06, {"bought": 1.0, "saved": 0.06})
+
+
+def test_the_maze(monkeypatch) -> None:
+    text = block(PAGE, "yaml", "environments.maze:questions")
+    source = DatasetConfig.model_validate(yaml.safe_load(text)["data"] | {"limit": 4})
+    for row in load_rows(source).to_list():
+        world = make_world(spec_of(text), row)
+        assert world.open(row).messages == ()
+        for move in row[source.reference].split():
+            said(world, text=move)
+        assert world.close() == WorldReward(1.0)
+
+
+def test_the_tasks_of_reasoning_gym() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
+    text = block(PAGE, "yaml", "use: gym")
+    source = DatasetConfig.model_validate(yaml.safe_load(text)["data"] | {"limit": 4})
+    for row in load_rows(source).to_list():
+        world = make_world(spec_of(text), row)
+        world.open(row)
+        assert said(world, text="Many.")[0].endswith("Try again; answers left: 1.")
+        assert said(world, text=f"<answer>{row[source.reference]}</answer>") == ["Your answer is right."]
+        assert world.close() == WorldReward(1.0)
+
+
+def test_the_conversation_without_a_policy(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    exec(compile(block(PAGE, "python", "make_world("), PAGE, "exec"), names)
+    assert names["schemas"][0]["function"]["name"] == "look_up"
+    assert names["opening"].messages[0].content.endswith("You have 2 tries.")
+    assert names["called"].failures == {"raised": 1}
+    assert (names["low"].over, names["right"].over, names["reward"].score) == (False, True, 1.0)
