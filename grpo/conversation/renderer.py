@@ -85,6 +85,10 @@ class ChatRenderer:
             self._require_shown(messages, tools)
         return Segment(tuple(self._ids(self._template.parts(messages, tools, len(messages), ()), ())))
 
+    def count(self, text: str) -> int:
+        """Return the number of tokens of a text, in which special tokens are ordinary text."""
+        return len(self._plain.encode(text)) if text else 0
+
     def turn_message(self, turn: Segment) -> ChatMessage:
         """Return a sampled turn as a message, with its calls."""
         text = self._turn_text(turn)

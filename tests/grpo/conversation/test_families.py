@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conversations.small_chat import answered, begun, benign_texts, special_ids, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_chat import answered, begun, benign_texts, special_ids, texts
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from grpo.conversation.calls import CallStyle

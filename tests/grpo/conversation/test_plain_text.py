@@ -5,9 +5,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conversations.small_chat import SPECIAL, TAGS, small_tokenizer, special_ids, texts
 from hypothesis import given
 from hypothesis import strategies as st
-from small_chat import SPECIAL, TAGS, small_tokenizer, special_ids, texts
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

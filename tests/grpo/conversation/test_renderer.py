@@ -4,9 +4,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from small_chat import (
+from conversations.small_chat import (
     FORGETFUL,
     PLAIN,
     PREFILLED,
@@ -21,6 +19,8 @@ from small_chat import (
     special_ids,
     texts,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from grpo.conversation.renderer import ChatRenderer

@@ -1,0 +1,280 @@
+"""Play conversations: the policy's turns are requests to the generators, and the worlds answer them.
+
+`Conversations` has the interface of a stream of requests, so that a group of conversations is collected, verified and
+trained on as a group of completions is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from grpo.conversation.observation import shortened
+from grpo.conversation.played import completion_of
+from grpo.conversation.renderer import ChatRenderer
+from grpo.conversation.segments import Conversation, Segment
+from grpo.environments.contract import Answer, Event, Opening, WorldFailed, Worlds
+from grpo.environments.opening import first_messages
+from grpo.messages import ChatMessage, ConversationEnd, Dialogue, WorldReward
+from grpo.rollout.collector import RequestStream
+from grpo.types import Completion, Finished, Prompt, Request
+
+# While turns and worlds are both under way: seconds between two looks at the generators.
+POLL_S = 0.005
+# How often a world may fail before its first message, until the run ends with its reason.
+OPENINGS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationLimits:
+    """Limits of a conversation; the config's section `conversation` describes them.
+
+    Attributes:
+        turns: largest number of the policy's turns.
+        tokens: largest number of tokens after the first prompt, of all turns and answers.
+        turn_tokens: longest turn of the policy, in tokens.
+        observation_tokens: longest answer of the world, in tokens.
+        seconds: longest time of a conversation.
+    """
+
+    turns: int
+    tokens: int
+    turn_tokens: int
+    observation_tokens: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Play:
+    """A conversation under way. `waiting_since` is set while its world works."""
+
+    group: int
+    member: int
+    seed: int
+    prompt: Prompt
+    began: float
+    waiting_since: float | None = None
+    openings: int = 1
+    conversation: Conversation | None = None
+    ended: ConversationEnd | None = None
+    calls: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    waited_s: float = 0.0
+
+    @property
+    def played(self) -> Conversation:
+        """The conversation, which has begun."""
+        assert self.conversation is not None
+        return self.conversation
+
+
+class Conversations:
+    """Groups of conversations under way."""
+
+    def __init__(
+        self,
+        turns: RequestStream,
+        worlds: Worlds,
+        renderer: ChatRenderer,
+        messages_of: Callable[[Prompt], Sequence[ChatMessage]],
+        limits: ConversationLimits,
+        samples: int,
+    ) -> None:
+        """Begin without conversations.
+
+        Args:
+            turns: stream that samples one completion for each request; no other object may use it.
+            worlds: tools and environments; no other object may use them.
+            renderer: the policy's chat template.
+            messages_of: function that returns the messages of a prompt's row.
+            limits: limits of each conversation.
+            samples: number of conversations for each prompt.
+        """
+        self._turns, self._worlds, self._renderer = turns, worlds, renderer
+        self._messages_of, self._limits, self._samples = messages_of, limits, samples
+        self._plays: dict[int, _Play] = {}
+        self._groups: dict[int, list[Completion | None]] = {}
+        self._first: dict[int, tuple[tuple[ChatMessage, ...], Segment]] = {}
+        self._keys = itertools.count()
+        self._finished: Finished = []
+
+    @property
+    def unfinished(self) -> int:
+        """Number of submitted groups that are not yet returned."""
+        return len(self._groups) + len(self._finished)
+
+    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt]) -> None:
+        """Begin the conversations of groups; return at once.
+
+        Args:
+            requests: requests with the index and the seed of each group.
+            prompts: prompt of each request.
+
+        Raises:
+            ValueError: an unfinished group already has one of these indices.
+        """
+        for request, prompt in zip(requests, prompts, strict=True):
+            if request.index in self._groups:
+                raise ValueError(f"group {request.index} is unfinished; give each group a different index")
+            self._groups[request.index] = [None] * self._samples
+            for member in range(self._samples):
+                key, now = next(self._keys), time.monotonic()
+                self._plays[key] = _Play(request.index, member, request.seed, prompt, now, now)
+                self._worlds.open(key, prompt.row)
+
+    def finished(self, wait: bool = True) -> Finished:
+        """Return the groups whose conversations have all ended since the last call.
+
+        Args:
+            wait: whether to wait until a group has finished.
+
+        Raises:
+            TimeoutError: no turn was sampled within the deadline of the stream.
+            ValueError: `reset` gave the conversations of a group different messages.
+            RuntimeError: a world failed again and again before its first message; or `wait` is set and no group is
+                unfinished.
+        """
+        if wait and not self.unfinished:
+            raise RuntimeError("a wait for a group would never end: no conversation is under way")
+        self._look(wait_s=0.0)
+        while wait and not self._finished:
+            worlds_work = any(play.waiting_since is not None for play in self._plays.values())
+            if worlds_work:
+                self._look(wait_s=POLL_S)
+            else:
+                self._sampled(self._turns.finished())
+        handed_out, self._finished = self._finished, []
+        return handed_out
+
+    def _look(self, wait_s: float) -> None:
+        for key, event in self._worlds.events(wait_s):
+            self._heard(key, event)
+        if self._turns.unfinished:
+            self._sampled(self._turns.finished(wait=False))
+
+    def _heard(self, key: int, event: Event) -> None:
+        play = self._plays[key]
+        if play.waiting_since is not None:
+            play.waited_s += time.monotonic() - play.waiting_since
+            play.waiting_since = None
+        if isinstance(event, WorldFailed):
+            self._failed(key, play, event)
+        elif isinstance(event, Opening):
+            messages, prompt = self._first_prompt(play, event)
+            play.conversation = Conversation.begin(messages, prompt, self._worlds.tools)
+            self._next_turn(key, play)
+        elif isinstance(event, Answer):
+            self._answered(key, play, event)
+        else:
+            self._end(key, play, event)
+
+    def _first_prompt(self, play: _Play, opening: Opening) -> tuple[tuple[ChatMessage, ...], Segment]:
+        """Return the first messages and their tokens, which all conversations of a group share."""
+        messages = first_messages(self._messages_of(play.prompt), opening)
+        if play.group not in self._first:
+            self._first[play.group] = (messages, self._renderer.first_prompt(messages, self._worlds.tools))
+        if self._first[play.group][0] != messages:
+            raise ValueError(
+                f"reset gave the conversations of prompt {play.prompt.id} different first messages, so their rewards "
+                "cannot be compared; let the first messages depend on the row alone, for example on a seed in the row"
+            )
+        return self._first[play.group]
+
+    def _next_turn(self, key: int, play: _Play) -> None:
+        """Request the next turn of the policy, or end the conversation at a limit."""
+        conversation, limits = play.played, self._limits
+        left = limits.tokens - sum(len(segment.token_ids) for segment in conversation.segments[1:])
+        if left < 1:
+            self._close(key, play, ConversationEnd.TOKENS)
+        elif len(conversation.turns) >= limits.turns:
+            self._close(key, play, ConversationEnd.TURNS)
+        elif time.monotonic() - play.began > limits.seconds:
+            self._close(key, play, ConversationEnd.SECONDS)
+        else:
+            seed = _turn_seed(play.seed, play.member, len(conversation.turns))
+            self._turns.submit([Request(key, conversation.context, seed, max_tokens=min(left, limits.turn_tokens))])
+
+    def _sampled(self, turns: Finished) -> None:
+        for key, (completion,) in turns:
+            play = self._plays[key]
+            segment = Segment.from_completion(completion)
+            play.conversation = play.played.with_turn(self._renderer.turn_message(segment), segment)
+            if completion.finish_reason == "length":
+                self._close(key, play, ConversationEnd.TOKENS)
+            else:
+                play.waiting_since = time.monotonic()
+                self._worlds.answer(key, play.conversation.messages[-1])
+
+    def _answered(self, key: int, play: _Play, answer: Answer) -> None:
+        play.calls += answer.calls
+        play.failures.update(answer.failures)
+        if answer.over:
+            self._close(key, play, ConversationEnd.OVER)
+        elif not answer.messages:
+            self._close(key, play, ConversationEnd.ANSWER)
+        elif len(play.played.turns) >= self._limits.turns:
+            self._close(key, play, ConversationEnd.TURNS)
+        else:
+            most = max(1, self._limits.observation_tokens // len(answer.messages))
+            said = [
+                replace(message, content=shortened(message.content, most, self._renderer.count))
+                for message in answer.messages
+            ]
+            play.conversation = play.played.with_answer(said, self._renderer.after_turn(play.played, said))
+            self._next_turn(key, play)
+
+    def _close(self, key: int, play: _Play, ended: ConversationEnd) -> None:
+        play.ended = ended
+        play.waiting_since = time.monotonic()
+        self._worlds.close(key)
+
+    def _failed(self, key: int, play: _Play, failure: WorldFailed) -> None:
+        """End a conversation without a score; begin it again if the policy has not yet said anything."""
+        if play.conversation is not None and play.conversation.turns:
+            play.ended = ConversationEnd.FAILED
+            self._end(key, play, WorldReward(), failure)
+            return
+        if play.openings == OPENINGS:
+            raise RuntimeError(
+                f"the world of prompt {play.prompt.id} failed {OPENINGS} times before its first message: "
+                f"{failure.reason}"
+            )
+        play.openings += 1
+        play.waiting_since = time.monotonic()
+        self._worlds.open(key, play.prompt.row)
+
+    def _end(self, key: int, play: _Play, reward: WorldReward, failure: WorldFailed | None = None) -> None:
+        del self._plays[key]
+        assert play.ended is not None
+        conversation = play.played
+        dialogue = Dialogue(
+            messages=conversation.messages,
+            opening=conversation.opening,
+            ended=play.ended,
+            reason=failure.reason if failure else "",
+            reward=reward,
+            calls=play.calls,
+            failures=dict(play.failures),
+            waited_s=play.waited_s,
+            lasted_s=time.monotonic() - play.began,
+            timed_out=failure is not None and failure.status == "timeout",
+        )
+        cut = play.ended is ConversationEnd.TOKENS
+        members = self._groups[play.group]
+        members[play.member] = completion_of(conversation, dialogue, "length" if cut else "stop")
+        done = tuple(member for member in members if member is not None)
+        if len(done) == len(members):
+            del self._groups[play.group], self._first[play.group]
+            self._finished.append((play.group, done))
+
+
+def _turn_seed(seed: int, member: int, turn: int) -> int:
+    """Return the seed of a turn. A first turn has the seed of the completion that a single-turn run would sample."""
+    if turn == 0:
+        return seed + member
+    digest = hashlib.blake2b(f"{seed}/{member}/{turn}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big")
