@@ -59,10 +59,20 @@ class TurnShape:
     blank: bool
 
     @classmethod
-    def of(cls, text: str) -> TurnShape:
-        """Return the shape of a sampled turn."""
+    def of(cls, text: str, begins_in_thought: bool) -> TurnShape:
+        """Return the shape of a sampled turn.
+
+        Where nothing opened a thought, `</think>` closes none. A template would open it after the fact, before tokens
+        that the policy sampled without it.
+
+        Args:
+            text: the turn.
+            begins_in_thought: whether the prompt of the turn opened `<think>`.
+        """
         before, closed, _ = text.partition("</think>")
         _, opened, thought = before.rpartition("<think>")
+        if not opened and not begins_in_thought:
+            closed = ""
         return cls(bool(closed), bool(closed and opened), not thought.strip())
 
 

@@ -117,7 +117,7 @@ class ChatRenderer:
                 raise ValueError(f"a message of {message.role!r} cannot answer the policy: {why}")
         turns, opening, tools = conversation.turns, conversation.opening, conversation.tools
         spoken = [message for message in conversation.messages[opening:] if message.role == "assistant"]
-        shapes = [TurnShape.of(message.content) for message in spoken]
+        shapes = [TurnShape.of(message.content, self.begins_in_thought) for message in spoken]
         before = self._template.parts(conversation.messages[:-1], tools, opening, shapes[:-1])
         after = self._template.parts([*conversation.messages, *messages], tools, opening, shapes)
         at = after.index(next(part for part in after if isinstance(part, TurnPlace) and part.turn == len(turns) - 1))

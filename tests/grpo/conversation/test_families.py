@@ -198,3 +198,10 @@ def test_a_tokenizer_that_transformers_builds_without_spaces_is_refused(data_fol
         pytest.skip(f"no tokenizer at {folder}")
     with pytest.raises(ValueError, match="loses spaces or new lines"):
         ChatRenderer(AutoTokenizer.from_pretrained(folder))
+
+
+def test_a_thought_that_nothing_opened_is_text(family: Family) -> None:
+    ids = family.ids("</tool_call></think>") or [9]
+    asked = begun(family.renderer, ChatMessage("user", "?"))
+    conversation = answered(family.renderer, asked, ids, [ChatMessage("tool", "x")])
+    assert conversation.context[: len(asked.context) + len(ids)] == (*asked.context, *ids)
