@@ -9,15 +9,17 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-# Folders that contain no files of the user: the standard library, installed packages, and this package.
+# The sources of this project.
+_PROJECT = tuple(str(Path(__file__).parents[1] / name) for name in ("grpo", "rewards"))
+_OURS = tuple(f"{folder}{os.sep}" for folder in _PROJECT)
+# Folders that contain no files of the user: the standard library, installed packages, and this project.
 _FOLDERS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     *site.getsitepackages(),
     site.getusersitepackages(),
-    str(Path(__file__).parent),
+    *_PROJECT,
 )
 _NOT_THE_USERS = tuple({f"{path}{os.sep}" for folder in _FOLDERS for path in (folder, os.path.realpath(folder))})
-_OURS = f"{Path(__file__).parent}{os.sep}"
 
 
 def describe(problem: BaseException, home: str | None = None) -> str:
@@ -25,7 +27,7 @@ def describe(problem: BaseException, home: str | None = None) -> str:
 
     The place of a syntax error is the faulty text. For other exceptions, the place is the innermost frame in the file
     `home` or in another file of the user, because frames of libraries do not help the user. If there is no such frame,
-    the place is the innermost frame of all. A `ValueError` of this package already says what the user did wrong, so
+    the place is the innermost frame of all. A `ValueError` of this project already says what the user did wrong, so
     its place is left out.
 
     Args:
@@ -37,7 +39,7 @@ def describe(problem: BaseException, home: str | None = None) -> str:
 
 
 def is_told(problem: BaseException) -> bool:
-    """True for a `ValueError` that this package raised: its message is complete without a place."""
+    """True for a `ValueError` that this project raised: its message is complete without a place."""
     frames = traceback.extract_tb(problem.__traceback__)
     return isinstance(problem, ValueError) and bool(frames) and frames[-1].filename.startswith(_OURS)
 
@@ -66,4 +68,4 @@ def _limit(problem: BaseException) -> str:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if not isinstance(problem, MemoryError) or limit == resource.RLIM_INFINITY:
         return ""
-    return f": a worker of the verifiers has {limit >> 20} MiB of address space (the setting memory_mib)"
+    return f": this process has {limit >> 20} MiB of address space (the setting memory_mib)"

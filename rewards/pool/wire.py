@@ -26,9 +26,14 @@ class ProtocolError(Exception):
 
 
 class Inbox:
-    """Splits the byte stream of a worker into replies."""
+    """Splits the byte stream of a worker into replies.
 
-    def __init__(self) -> None:
+    Args:
+        longest: longest reply, in bytes.
+    """
+
+    def __init__(self, longest: int = MAX_REPLY) -> None:
+        self._longest = longest
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[list[object]]:
@@ -42,7 +47,7 @@ class Inbox:
         try:
             while len(self._buffer) - start >= LENGTH.size:
                 (size,) = LENGTH.unpack_from(self._buffer, start)
-                if size > MAX_REPLY:
+                if size > self._longest:
                     raise ProtocolError(f"a reply of {size} bytes")
                 if len(self._buffer) - start - LENGTH.size < size:
                     break

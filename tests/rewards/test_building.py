@@ -203,7 +203,7 @@ def test_what_a_function_raises_is_told_with_its_place() -> None:
         (
             MemoryError(),
             512 << 20,
-            "MemoryError: a worker of the verifiers has 512 MiB of address space (the setting memory_mib)",
+            "MemoryError: this process has 512 MiB of address space (the setting memory_mib)",
         ),
         (MemoryError(), resource.RLIM_INFINITY, "MemoryError"),
         (KeyError("gene"), 512 << 20, "KeyError: 'gene'"),
