@@ -77,7 +77,11 @@ class World(Protocol):
 
 
 class Worlds(Protocol):
-    """The worlds of all conversations, in the driver. No call blocks; the results are events."""
+    """The worlds of all conversations, in the driver. No call blocks; the results are events.
+
+    Each `open`, `answer` and `close` gets exactly one event. If a world fails between two requests, the second request
+    gets the failure.
+    """
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:

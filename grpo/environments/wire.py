@@ -98,9 +98,9 @@ def decode_event(reply: Sequence[Any]) -> Event:
             (reason,) = fields
             text = without_lone_surrogates(_typed(reason, str, "reason"))
             return WorldFailed("error", text[:_LONGEST_REASON])
+        raise ValueError(f"it has an unknown kind, {_typed(kind, str, 'the kind')!r:.60}")
     except (ValueError, TypeError, OverflowError) as problem:
         raise ProtocolError(f"the world sent a wrong reply: {problem}") from problem
-    raise ProtocolError(f"the world sent a reply of an unknown kind, {kind!r:.60}")
 
 
 def _dumped(fields: list[Any]) -> bytes:
@@ -197,9 +197,10 @@ def _finite(value: Any, name: str) -> float:
 
 
 def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
-        raise ValueError(f"{name} is {value!r:.60}; expected a number of calls, 0 or more")
-    return value
+    number: int = _typed(value, int, name)
+    if isinstance(value, bool) or not 0 <= number < 1 << 31:
+        raise ValueError(f"{name} is {number!r:.60}; expected a number of calls, 0 or more")
+    return number
 
 
 def _failures(value: Any) -> dict[str, int]:

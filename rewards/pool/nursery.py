@@ -32,6 +32,8 @@ from rewards.pool.setup import build_all
 from rewards.raised import describe, is_told
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+# Looking it up takes a millisecond, which each fork would spend again.
+_prctl = ctypes.CDLL(None).prctl
 _COMMAND_BYTES = 64
 # Seconds between two checks whether a killed worker has ended.
 _REAP_S = 0.02
@@ -39,7 +41,7 @@ _REAP_S = 0.02
 
 def die_with_parent(parent: int) -> None:
     """Let the kernel kill this process when the parent dies; exit at once if the parent is dead already."""
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    _prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 

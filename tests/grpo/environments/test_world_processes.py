@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -285,6 +286,41 @@ def test_prints_go_to_the_log_and_not_to_the_terminal(tmp_path, capfd) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_driver_without_descriptors_begins_no_conversation(worlds) -> None:
+    opened(worlds, 1)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(each) for each in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest - 10, limit[1]))
+    try:
+        taken = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        worlds.open(2, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for each in taken:
+            os.close(each)
+    failure = event_of(worlds, 2)
+    assert isinstance(failure, WorldFailed) and failure.reason.endswith("see `ulimit -n`")
+    assert isinstance(said(worlds, 1, "still here"), Answer)
+
+
+def test_a_nursery_without_descriptors_begins_no_conversation(tmp_path) -> None:
+    others = nurseries()
+    with begin(tmp_path) as worlds:
+        (nursery,) = nurseries() - others
+        opened(worlds, 1)
+        taken = {int(each) for each in os.listdir(f"/proc/{nursery.pid}/fd")}
+        lowest_free = min(set(range(1000)) - taken)
+        nursery.rlimit(psutil.RLIMIT_NOFILE, (lowest_free, 1024))
+        worlds.open(2, {})
+        failure = event_of(worlds, 2)
+        assert isinstance(failure, WorldFailed) and failure.status == "error"
+        assert failure.reason.endswith("no file descriptor for its connection; see `ulimit -n`")
+        assert isinstance(said(worlds, 1, "still here"), Answer)
+
+
 def test_an_abandoned_conversation_has_no_event(worlds) -> None:
     worlds.open(1, {})
     worlds.abandon(1)
@@ -423,6 +459,15 @@ class Guess:
     def step(self, text):
         raise RuntimeError("broken")
 '''
+
+
+def test_sandbox_tools_get_their_sessions(tmp_path) -> None:
+    sessions = "conversations.world_stand_ins:open_session"
+    with begin(tmp_path, None, WorldSpec(("python",), python={"limit": 3}), sessions=sessions) as worlds:
+        assert [tool["function"]["name"] for tool in worlds.tools] == ["python"]
+        opened(worlds, 1)
+        answer = said(worlds, 1, "...", ToolCall("python", {"code": "1 + 1"}))
+        assert answer == Answer((ChatMessage("tool", "python {'limit': 3} 1 + 1", name="python"),), calls=1)
 
 
 def test_tools_and_environments_of_a_file(tmp_path) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from grpo.environments.contract import Answer, Opening
@@ -119,3 +120,23 @@ def hanging(spec: object) -> Any:
 
 def exiting(spec: object) -> Any:
     os._exit(7)
+
+
+@dataclass
+class Session:
+    """A session of no sandbox: it repeats the program."""
+
+    name: str
+    settings: Mapping[str, Any]
+    text: str = ""
+
+    def run(self, code: str) -> Session:
+        self.text = f"{self.name} {dict(self.settings)} {code}"
+        return self
+
+    def close(self) -> None:
+        pass
+
+
+def open_session(name: str, settings: Mapping[str, Any]) -> Session:
+    return Session(name, settings)
