@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from grpo.messages import NAME, MalformedCall, ToolCall
@@ -70,6 +70,36 @@ def calls_in(text: str, style: CallStyle, *, begins_in_thought: bool = False) ->
         answer = text
     readers = {CallStyle.HERMES: _hermes, CallStyle.LLAMA: _llama, CallStyle.DEEPSEEK: _deepseek}
     return tuple(readers[style](answer))
+
+
+def text_before_calls(text: str, style: CallStyle) -> str:
+    """Return the part of a sampled turn before its calls. The turn has at least one call, and all can be read."""
+    thought, closed, answer = text.partition("</think>")
+    if not closed:
+        thought, answer = "", text
+    if style is CallStyle.LLAMA:
+        before = answer.partition(_PYTHON_TAG)[0] if _PYTHON_TAG in answer else ""
+    else:
+        before = answer.partition("<tool_call>" if style is CallStyle.HERMES else _CALLS_BEGIN)[0]
+    return thought + closed + before
+
+
+def written_calls(calls: Sequence[ToolCall], style: CallStyle) -> str:
+    """Return calls as the policy writes them, for a history that the policy did not write itself."""
+    if style is CallStyle.LLAMA:
+        return "; ".join(_written({"name": call.name, "parameters": dict(call.arguments)}) for call in calls)
+    if style is CallStyle.HERMES:
+        objects = [_written({"name": call.name, "arguments": dict(call.arguments)}) for call in calls]
+        return "\n".join(f"<tool_call>\n{written}\n</tool_call>" for written in objects)
+    blocks = [
+        f"{_CALL_BEGIN}function{_SEPARATOR}{call.name}\n```json\n{_written(dict(call.arguments))}\n```{_CALL_END}"
+        for call in calls
+    ]
+    return _CALLS_BEGIN + "\n".join(blocks) + _CALLS_END
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _hermes(text: str) -> Iterator[Call]:

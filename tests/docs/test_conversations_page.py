@@ -6,8 +6,11 @@ import re
 
 import pytest
 import yaml
+from conversations.scripted_policy import LIMITS, ScriptedPolicy, small_renderer
 from docs_pages import ROOT, block, blocks
 
+from grpo.agents.agents import Agents
+from grpo.agents.program import PASSED, AgentProgram
 from grpo.config import DatasetConfig
 from grpo.data.rows import load_rows
 from grpo.environments.opening import first_messages
@@ -26,7 +29,7 @@ def folder(tmp_path_factory):
     for text in blocks(PAGE, "python"):
         if named := re.match(r"# (\w+\.py)\n", text):
             (place / named[1]).write_text(text)
-    assert {each.name for each in place.iterdir()} == {"my_tools.py", "guess.py", "shop.py"}
+    assert {each.name for each in place.iterdir()} == {"my_agent.py", "my_tools.py", "guess.py", "shop.py"}
     return place
 
 
@@ -115,3 +118,18 @@ def test_the_conversation_without_a_policy(folder, monkeypatch) -> None:
     assert names["opening"].messages[0].content.endswith("You have 2 tries.")
     assert names["called"].failures == {"raised": 1}
     assert (names["low"].over, names["right"].over, names["reward"].score) == (False, True, 1.0)
+
+
+def test_the_agent_plays_and_the_table_lists_its_variables(folder) -> None:
+    pytest.importorskip("openai")
+    program = AgentProgram(("python", str(folder / "my_agent.py")))
+    policy = ScriptedPolicy(lambda prompt: "Five." if "2+3?" in prompt else "What?")
+    agents = Agents(program, small_renderer(), policy, limits=LIMITS, temperature=1.0, log_folder=folder)
+    try:
+        agents.start(5, {"question": "2+3?"})
+        ((key, played),) = agents.finished(60.0)
+    finally:
+        agents.close()
+    assert (key, played.completion.text) == (5, "Five.")
+    row = next(line for line in (ROOT / "docs" / PAGE).read_text().splitlines() if line.startswith("| `PATH`"))
+    assert tuple(re.findall("`([A-Z_]+)`", row)) == PASSED

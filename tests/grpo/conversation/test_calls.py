@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.conversation.calls import CallStyle, call_style, calls_in
+from grpo.conversation.calls import CallStyle, call_style, calls_in, text_before_calls, written_calls
 from grpo.messages import MalformedCall, ToolCall
 
 BAR, BLOCK = "\uff5c", "\u2581"
@@ -192,3 +192,13 @@ def test_the_template_decides_before_the_vocabulary() -> None:
     assert call_style("", ["<|python_tag|>"]) is CallStyle.LLAMA
     assert call_style("", [deepseek("calls begin"), "<|eot_id|>"]) is CallStyle.DEEPSEEK
     assert call_style("", ["<s>"]) is None
+
+
+@pytest.mark.parametrize("style", CallStyle)
+def test_written_calls_are_read_as_the_same_calls(style: CallStyle) -> None:
+    calls = (ToolCall("add", {"a": 2, "b": [1, None]}), ToolCall("look.up", {"text": 'a "quoted"\nword \u00e9'}))
+    text = written_calls(calls, style)
+    assert calls_in(text, style) == calls and text_before_calls(text, style) == ""
+    if style is not CallStyle.LLAMA:
+        thought = "<think>a <tool_call> of none</think>Let me see.\n"
+        assert calls_in(thought + text, style) == calls and text_before_calls(thought + text, style) == thought
