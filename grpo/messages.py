@@ -127,6 +127,8 @@ class Dialogue:
         ended: what ended the conversation.
         reason: for `ended=failed`: what failed; otherwise empty.
         reward: reward of the environment.
+        prompt_ids: tokens before the completion: the first prompt as it was played, with the tools and what `reset`
+            said. Empty if they are the tokens of the row's prompt.
         further: parts of the conversation in which the chat template had rewritten the history. The completion itself
             is the part before them.
         calls: number of the policy's tool calls.
@@ -142,6 +144,7 @@ class Dialogue:
     ended: ConversationEnd
     reason: str = ""
     reward: WorldReward = WorldReward()
+    prompt_ids: tuple[int, ...] = ()
     further: tuple[Continuation, ...] = ()
     calls: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)

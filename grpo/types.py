@@ -90,6 +90,7 @@ class Prompt:
         reference: reference answer for the verifiers.
         row: columns of the dataset row, as the verifiers get them (`rewards.judging.columns_of`).
         source: name of the row's source in `data.sources`; empty if the data have no named sources.
+        messages: chat messages of the question, `{"role": ..., "content": ...}`, from which `text` is made.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Prompt:
     reference: Any
     row: Mapping[str, Any]
     source: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.token_ids:
@@ -151,6 +153,10 @@ class Completion:
             position = span.stop
         if position != len(self.token_ids):
             raise ValueError(f"spans {self.spans} do not cover the {len(self.token_ids)} tokens in order")
+
+    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the tokens before the completion: those of its prompt, or of the first prompt of its conversation."""
+        return (self.dialogue and self.dialogue.prompt_ids) or prompt.token_ids
 
     @property
     def further(self) -> tuple[Continuation, ...]:

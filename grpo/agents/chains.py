@@ -95,8 +95,8 @@ def played(calls: Sequence[AnsweredCall], dialogue: Dialogue, answer: str | None
 
     Args:
         calls: answered calls, at least one.
-        dialogue: what the completion has beside its tokens; `messages`, `opening`, `further` and `calls` are filled in
-            here.
+        dialogue: what the completion has beside its tokens; `messages`, `opening`, `prompt_ids`, `further` and `calls`
+            are filled in here.
         answer: what verifiers judge; None for the last answer of the policy.
     """
     calls = sorted(calls, key=lambda call: call.number)
@@ -114,6 +114,7 @@ def played(calls: Sequence[AnsweredCall], dialogue: Dialogue, answer: str | None
             dialogue,
             messages=last.conversation.messages,
             opening=last.conversation.opening,
+            prompt_ids=main.prompt_ids,
             further=tuple(
                 Continuation(other.prompt_ids, other.tokens, other.logprobs, other.given) for other in others
             ),

@@ -25,7 +25,7 @@ def sequences_of(
         weight: weight of each sampled token.
         proximal: T log-probabilities of the sampled tokens under the learner at the start of the step, or None.
     """
-    ids = prompt.token_ids
+    ids = completion.prompt_ids(prompt)
     if completion.dialogue is None and not completion.given:
         yield TrainingSequence(
             (*ids, *completion.token_ids), len(ids), completion.logprobs, advantage, weight, proximal

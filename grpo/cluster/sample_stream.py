@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grpo.cluster.replica import Work
-from grpo.types import Finished, Request, SamplingParams
+from grpo.types import Finished, Prompt, Request, SamplingParams
 
 Ask = Callable[[Sequence[Work]], None]
 # Arguments: list to which finished groups are added; whether to wait for a group.
@@ -37,11 +37,12 @@ class SampleStream:
         """Number of submitted requests whose groups are not yet returned."""
         return len(self._unfinished)
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt] = ()) -> None:
         """Begin to sample for these requests; return at once.
 
         Args:
             requests: requests. The caller chooses their indices, which must differ among unfinished requests.
+            prompts: prompts of the requests. A single turn reads only the tokens of a request.
 
         Raises:
             ValueError: an unfinished request already has one of these indices.

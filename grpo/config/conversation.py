@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from grpo.config.section import Positive, Seconds, Section, WorkerMemory
-from grpo.config.verifiers import Cell
+from grpo.config.verifiers import Cell, VerifierConfig
+
+# `use` of an environment that is the user's own program.
+AGENT = "agent"
 
 
 class EnvironmentConfig(Section):
-    """An environment: what answers the policy."""
+    """An environment: what answers the policy. Without `verifiers`, its own reward is the reward."""
 
     use: str
-    """Built-in name (`maze`, `gym`), `package.module:Class` or `file.py:Class`."""
+    """Built-in name (`maze`, `gym`), `package.module:Class`, `file.py:Class`, or `agent` for a program of your own that
+    calls the policy."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the class."""
     when: dict[str, Cell | tuple[Cell, ...]] = Field(default_factory=dict)
     """Column -> value, or list of values. The environment plays only rows with these values; by default all rows."""
+    command: tuple[str, ...] = ()
+    """For `use: agent`: the program and its arguments. No shell reads them."""
+    variables: tuple[str, ...] = ()
+    """For `use: agent`: names of environment variables that the program gets from the run."""
+
+
+Environments = Annotated[
+    tuple[EnvironmentConfig, ...], BeforeValidator(lambda value: [value] if isinstance(value, dict) else value)
+]
 
 
 class ConversationConfig(Section):
@@ -36,7 +50,43 @@ class ConversationConfig(Section):
     """Longest time of a conversation, in seconds."""
     memory_mib: WorkerMemory | None = 2048
     """MiB of address space of a conversation's process. None sets no limit."""
+    programs: Positive = 64
+    """For `use: agent`: largest number of programs that run at once."""
     rewriting: Literal["follow", "keep"] = "follow"
     """For chat templates that drop earlier thoughts, such as Qwen3's. `follow`: the policy reads the history as the
     template writes it, and the conversation becomes two training sequences there. `keep`: the policy reads all of its
     own tokens."""
+
+
+def conversation_problems(
+    tools: Sequence[str],
+    environments: Sequence[EnvironmentConfig],
+    conversation: ConversationConfig,
+    verifiers: Sequence[VerifierConfig],
+) -> list[str]:
+    """Find settings of conversations that do not fit each other, each with its remedy."""
+    problems = []
+    agents = [each for each in environments if each.use == AGENT]
+    for agent in agents:
+        if not agent.command:
+            problems.append('environment: use=agent needs a command, for example ["python", "my_agent.py"]')
+        if agent.options:
+            problems.append("environment.options are for classes; give the program its arguments in command")
+    if agents and (len(environments) > 1 or tools):
+        problems.append(
+            "environment: use=agent plays alone, because the program has its own tools; remove the other environments "
+            "and `tools`"
+        )
+    problems += [
+        f"environment: {each.use!r} has `command` or `variables`, which only use=agent reads; remove them"
+        for each in environments
+        if each.use != AGENT and (each.command or each.variables)
+    ]
+    if not environments and any(verifier.use == "environment" for verifier in verifiers):
+        problems.append(
+            "verifiers: use=environment takes the reward of an environment, and there is none; add an `environment`, "
+            "or use another verifier"
+        )
+    if not tools and not environments and conversation != ConversationConfig():
+        problems.append("conversation has limits, but there are neither `tools` nor an `environment`; add them")
+    return problems

@@ -48,6 +48,8 @@ class NewPolicyConfig(Section):
     """Characters of the character tokenizer. Any other character becomes the unknown token."""
     tags: tuple[str, ...] = ("<think>", "</think>", "<answer>", "</answer>")
     """Strings that the tokenizer reads as single tokens."""
+    chat: bool = False
+    """Gives the tokenizer a chat template with roles and tools, for conversations."""
 
 
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
@@ -132,6 +134,9 @@ class DatasetConfig(Section):
     """Column with the response that the policy learns (supervised fine-tuning)."""
     messages: str | None = None
     """Column with a whole conversation, in place of `prompt` and `response` (supervised fine-tuning)."""
+    tools: str | None = None
+    """Column with the tools of a conversation in `messages`, as a list of JSON schemas (supervised fine-tuning). The
+    chat template shows them to the policy."""
     learn_turns: Literal["all", "last"] = "all"
     """Turns of the assistant in `messages` that the policy learns. Each turn becomes one sequence, after all that was
     said before it."""
@@ -289,6 +294,11 @@ def row_problems(where: str, data: DatasetConfig) -> list[str]:
         )
     if data.files and not data.hub:
         problems.append(f"{where}.files belong to a hub repository; name the repository with {where}.hub")
+    if data.tools and not data.messages:
+        problems.append(
+            f"{where}.tools belong to conversations; name the column of these with {where}.messages. In `grpo train`, "
+            "the key `tools` gives the policy its tools"
+        )
     if data.messages and data.template != "{prompt}":
         problems.append(
             f"{where}.template has no place in whole conversations ({where}.messages); remove one of the two"

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import ClusterConfig as Cluster
 from grpo.config.cluster import WatchdogConfig as Watchdog
+from grpo.config.conversation import ConversationConfig, Environments, conversation_problems
+from grpo.config.devices import sleep_problems, transport_problems
 from grpo.config.generator import ChosenTransport as ChosenTransport
 from grpo.config.generator import GeneratorConfig as GeneratorConfig
 from grpo.config.generator import RolloutConfig as Rollout
@@ -89,6 +91,11 @@ class TrainConfig(Section):
     run: Run
     policy: Policy
     data: TrainingData
+    tools: tuple[str, ...] = ()
+    """Tools that the policy may call: `python`, `bash`, `package.module:function` or `file.py:function`
+    (docs/conversations.md)."""
+    environment: Environments = ()
+    conversation: ConversationConfig = ConversationConfig()
     verifiers: Annotated[tuple[VerifierConfig, ...], Field(min_length=1)]
     verification: Verification = Verification()
     rollout: Rollout = Rollout()
@@ -104,6 +111,14 @@ class TrainConfig(Section):
     watchdog: Watchdog = Watchdog()
     launch: LaunchConfig | None = None
     """`grpo train` and `grpo sft` do not read this section."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reward_of_the_environment(cls, values: Any) -> Any:
+        """Without `verifiers`, an environment rewards its conversations itself."""
+        if isinstance(values, dict) and values.get("environment") and not values.get("verifiers"):
+            return {**values, "verifiers": [{"name": "environment", "use": "environment"}]}
+        return values
 
     @property
     def functions(self) -> dict[str, str]:
@@ -167,11 +182,11 @@ class TrainConfig(Section):
                 f"and one device per replica; got generator.replicas={self.generator.replicas}, "
                 f"learner.ranks={self.learner.ranks}, {self.generator.devices} devices per replica"
             )
-        problems += self._sleep_problems()
-        problems += self._transport_problems()
+        problems += sleep_problems(self) + transport_problems(self)
         problems += self._background_problems()
         problems += self.train.problems(evaluated=self.evaluation is not None)
         problems += verifier_problems(self.verifiers)
+        problems += conversation_problems(self.tools, self.environment, self.conversation, self.verifiers)
         if algorithm.advantage == "maxrl":
             problems += negative_problems(self.verifiers)
         return problems
@@ -188,52 +203,6 @@ class TrainConfig(Section):
             return ["evaluation needs questions: name rows with evaluation.data, or hold some out with data.validation"]
         if split and not evaluation:
             return [f"{split} holds out questions, but no evaluation uses them; add a section evaluation: {{}}"]
-        return []
-
-    def _sleep_problems(self) -> list[str]:
-        if not self.cluster.sleep:
-            return []
-        if self.rollout.max_policy_lag:
-            return [
-                f"rollout.max_policy_lag={self.rollout.max_policy_lag} samples during training, but with cluster.sleep "
-                "the generators sleep during training; remove one of the two"
-            ]
-        if not self.cluster.share_gpus:
-            return ["cluster.sleep makes room on a shared GPU, and needs cluster.share_gpus; set it, or remove sleep"]
-        stage, dtype = self.learner.zero_stage, self.policy.dtype
-        # In bfloat16, DeepSpeed has an optimizer of its own for stage 1.
-        movable = stage == 2 or (stage == 1 and dtype == "float32")
-        if not movable and self.learner.offload == "none":
-            return [
-                f"cluster.sleep: DeepSpeed cannot move the optimizer states of learner.zero_stage={stage} with "
-                f"policy.dtype={dtype}; use learner.offload=optimizer, which keeps them in the host's memory, or "
-                "zero_stage=2"
-            ]
-        return []
-
-    def _transport_problems(self) -> list[str]:
-        transport, shared = self.weight_sync.transport, self.cluster.share_gpus
-        if self.weight_sync.sparse and (shared or transport in ("nccl", "ipc")):
-            where = f"weight_sync.transport={transport}" if transport in ("nccl", "ipc") else "cluster.share_gpus"
-            reason = (
-                "is for GPUs with a fast network between them and sends whole tensors"
-                if transport == "nccl"
-                else "copies no weights between processes, so there is nothing to save"
-            )
-            remedy = "use gloo or object_store with separate GPUs for learner and generators"
-            return [f"weight_sync.sparse: {where} {reason}; {remedy}, or remove weight_sync.sparse"]
-        if self.cluster.device == "cpu" and (problem := self.weight_sync.problem_on_cpu()):
-            return [problem]
-        if transport == "ipc" and not shared:
-            return [
-                "weight_sync.transport=ipc needs a GPU that learner and generator share, but cluster.share_gpus is "
-                "not set; set it, or use nccl or auto"
-            ]
-        if transport == "nccl" and shared:
-            return [
-                "weight_sync.transport=nccl needs separate GPUs for learner and generator, but cluster.share_gpus is "
-                "set; use ipc or auto, or remove share_gpus"
-            ]
         return []
 
     def _background_problems(self) -> list[str]:

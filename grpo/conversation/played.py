@@ -17,7 +17,7 @@ def completion_of(conversation: Conversation, dialogue: Dialogue, finish_reason:
 
     Args:
         conversation: conversation with at least one turn of the policy.
-        dialogue: what the completion has beside its tokens; its field `further` is filled in here.
+        dialogue: what the completion has beside its tokens; its fields `prompt_ids` and `further` are filled in here.
         finish_reason: `length` if a limit of tokens ended the last turn or the conversation.
 
     Raises:
@@ -36,7 +36,11 @@ def completion_of(conversation: Conversation, dialogue: Dialogue, finish_reason:
         finish_reason=finish_reason,
         spans=tuple(_spans(first.versions[start:])),
         given=_given(first.sampled[start:]),
-        dialogue=replace(dialogue, further=tuple(_continuation(sample) for sample in later)),
+        dialogue=replace(
+            dialogue,
+            prompt_ids=conversation.segments[0].token_ids,
+            further=tuple(_continuation(sample) for sample in later),
+        ),
     )
 
 

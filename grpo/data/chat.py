@@ -65,6 +65,7 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[list[Message]],
     *,
+    tools: Sequence[list[Any]] = (),
     where: str = "data",
 ) -> list[str]:
     """Return the policy's input for each conversation: inside the chat template if there is one, else the question.
@@ -73,15 +74,17 @@ def render(
         source: section with the choice of the chat template, and the column's name for errors.
         tokenizer: tokenizer with the chat template.
         conversations: messages from `conversation`.
+        tools: schemas of the tools of each conversation; empty if there are no tools.
         where: name of the section, for errors.
 
     Raises:
         ValueError: several messages, or a system message, without a chat template.
     """
     if uses_chat_template(source, tokenizer):
+        schemas = tools or [[]] * len(conversations)
         return [
-            str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            for messages in conversations
+            str(tokenizer.apply_chat_template(messages, shown or None, tokenize=False, add_generation_prompt=True))
+            for messages, shown in zip(conversations, schemas, strict=True)
         ]
     reason = "its tokenizer has none" if source.chat_template == "auto" else f"{where}.chat_template=never"
     if source.system:

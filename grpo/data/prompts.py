@@ -82,6 +82,7 @@ def load_prompts(
             row.reference,
             columns_of(asked_text(row.messages), named | row.row),
             name,
+            tuple(row.messages),
         )
         for row, text, ids in zip(rows, texts, token_ids, strict=True)
         if 0 < len(ids) <= max_tokens

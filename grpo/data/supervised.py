@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from grpo import config
@@ -36,11 +37,13 @@ class SupervisedTurn:
         question: question as it stands in the row: text or chat messages.
         messages: messages before the response, with the template and the system message.
         response: text that the policy learns.
+        tools: schemas of the tools that the policy reads.
     """
 
     question: Any
     messages: list[Message]
     response: str
+    tools: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def supervised_turns(source: config.DatasetConfig, where: str = "data") -> tuple
         ValueError: the source cannot be read, columns are missing, or rows cannot be used; the message has all of them.
     """
     loaded = load_source(source, where)
-    keys = ["messages"] if source.messages else ["prompt", "response"]
+    keys = ["messages", *(["tools"] if source.tools else [])] if source.messages else ["prompt", "response"]
     require_columns(loaded, {f"{where}.{key}": getattr(source, key) for key in keys})
     bad, turns = BadRows(source, loaded.places, where), []
     for index, row in enumerate(loaded.rows.to_list()):
@@ -80,8 +83,9 @@ def supervised_turns(source: config.DatasetConfig, where: str = "data") -> tuple
 def _turns(source: config.DatasetConfig, row: dict[str, Any], where: str) -> list[SupervisedTurn]:
     if source.messages:
         column = f"column {source.messages!r} ({where}.messages)"
+        tools = _tools(source, row, where)
         return [
-            SupervisedTurn(before, with_system(source, before, column, where), response)
+            SupervisedTurn(before, with_system(source, before, column, where), response, tools)
             for before, response in learned_turns(cell(row, source.messages), column, source.learn_turns)
         ]
     question = question_of(source, row, where)
@@ -89,6 +93,20 @@ def _turns(source: config.DatasetConfig, row: dict[str, Any], where: str) -> lis
     if response is None:
         raise BadRow(f"no value in {column}")
     return [SupervisedTurn(question, conversation(source, question, row, where), response_text(response, column))]
+
+
+def _tools(source: config.DatasetConfig, row: dict[str, Any], where: str) -> list[Any]:
+    """Return the schemas of a row's tools; some data sets hold them as JSON text."""
+    value = cell(row, source.tools) if source.tools else []
+    column = f"column {source.tools!r} ({where}.tools)"
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as problem:
+            raise BadRow(f"{column} is text, but not JSON: {problem}") from problem
+    if value is not None and not isinstance(value, list):
+        raise BadRow(f"{column} is {type(value).__name__}; expected a list of JSON schemas of tools")
+    return value or []
 
 
 def load_supervised(
@@ -107,7 +125,7 @@ def load_supervised(
         raise ValueError("the tokenizer has no end-of-sequence token, so a policy could not learn to stop")
     turns, left_out = supervised_turns(source)
     require_plain(source, tokenizer, [turn.question for turn in turns], "data")
-    texts = render(source, tokenizer, [turn.messages for turn in turns])
+    texts = render(source, tokenizer, [turn.messages for turn in turns], tools=[turn.tools for turn in turns])
     prompt_ids = tokenize(tokenizer, texts, special=not uses_chat_template(source, tokenizer))
     response_ids = tokenize(tokenizer, [turn.response for turn in turns], special=False)
     sequences = tuple(

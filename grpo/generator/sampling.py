@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 from vllm import RequestOutput
 from vllm import SamplingParams as EngineSampling
 from vllm.logprobs import FlatLogprobs
 from vllm.sampling_params import RequestOutputKind
 
 from grpo.policy.hub import at_revision, name_of
+from grpo.policy.stored import end_tokens
 from grpo.types import Completion, SamplingParams, VersionSpan
 
 # To score a sequence, vLLM must sample one more token. vLLM then returns the log-probabilities of all tokens.
@@ -74,16 +75,6 @@ class SamplingTokens:
             reason: Literal["stop", "length"] = "stop" if sample.finish_reason == "stop" else "length"
             completions.append(Completion(ids, logprobs, text, reason, spans))
         return tuple(completions)
-
-
-def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens that end a completion, as the tokenizer and the policy's generation config define them."""
-    ends = {tokenizer.eos_token_id}
-    try:
-        more = GenerationConfig.from_pretrained(name_of(path), **at_revision(path)).eos_token_id
-    except OSError:
-        more = None  # the generation config is optional
-    return frozenset(ends | set([more] if isinstance(more, int) else more or ())) - {None}
 
 
 def prompt_logprobs(output: RequestOutput) -> list[float]:

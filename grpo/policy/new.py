@@ -15,6 +15,16 @@ from grpo import files
 from grpo.config import NewPolicyConfig
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
+# With `chat`, the name of a role in front of each message is a single token. So is `<|tools|>`, before the names of
+# the tools and of their arguments: a small policy cannot read whole schemas.
+ROLES = tuple(f"<|{name}|>" for name in ("system", "user", "assistant", "tool", "tools"))
+CHAT_TEMPLATE = """\
+{#- The policy writes calls as <tool_call>{"name": ..., "arguments": {...}}</tool_call>. -#}
+{%- if tools %}{{- '<|tools|>' }}
+{%- for tool in tools %}{{- tool.function.name }}({{ tool.function.parameters.properties.keys() | join(', ') }})
+{%- if not loop.last %}, {% endif %}{%- endfor %}{{- '<end>' }}{%- endif %}
+{%- for message in messages %}{{- '<|' + message.role + '|>' + message.content + '<end>' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
 
 
 def make_policy(new: NewPolicyConfig, texts: Iterable[str], folder: Path, seed: int) -> None:
@@ -34,6 +44,9 @@ def make_policy(new: NewPolicyConfig, texts: Iterable[str], folder: Path, seed: 
         unk_token=UNKNOWN if new.tokenizer == "characters" else None,
         clean_up_tokenization_spaces=False,
     )
+    if new.chat:
+        wrapped.add_tokens(list(ROLES))
+        wrapped.chat_template = CHAT_TEMPLATE
     shape = shape_of(new, len(wrapped))
     shape.eos_token_id, shape.pad_token_id = wrapped.eos_token_id, wrapped.pad_token_id
     with torch.random.fork_rng(devices=[]):

@@ -66,6 +66,16 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         raise _absent(path) from failure
 
 
+def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that end a completion, as the tokenizer and the policy's generation config define them."""
+    ends = {tokenizer.eos_token_id}
+    try:
+        more = transformers.GenerationConfig.from_pretrained(name_of(path), **at_revision(path)).eos_token_id
+    except OSError:
+        more = None  # The generation config is optional.
+    return frozenset(ends | set([more] if isinstance(more, int) else more or ())) - {None}
+
+
 def _absent(path: str) -> ValueError:
     as_path = "check the path (`grpo sft configs/quickstart_sft.yaml` makes the quickstart's policy)"
     if not may_be_on_hub(path):

@@ -28,8 +28,8 @@ class RequestStream(Protocol):
         """Number of requests that were submitted and not yet returned."""
         ...
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Start sampling, and return at once."""
+    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt] = ()) -> None:
+        """Start sampling, and return at once. Conversations also need the prompt of each request."""
         ...
 
     def finished(self, wait: bool = True) -> Finished:
@@ -157,8 +157,11 @@ class Collector:
         sent = [*self._unsent, *(ticket.group for ticket in tickets)]
         self._unsent = []
         if sent:
-            requests = ((group, *self._asked[group]) for group in sent)
-            self._stream.submit([Request(group, prompt.token_ids, seed) for group, prompt, seed in requests])
+            requests = [(group, *self._asked[group]) for group in sent]
+            self._stream.submit(
+                [Request(group, prompt.token_ids, seed) for group, prompt, seed in requests],
+                [prompt for _, prompt, _ in requests],
+            )
         self._idle.note(self._stream.unfinished)
 
     def _receive(self, sampled: Finished) -> None:

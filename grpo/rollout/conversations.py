@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from grpo.conversation.observation import shortened
@@ -21,7 +21,9 @@ from grpo.environments.contract import Answer, Event, Opening, WorldFailed, Worl
 from grpo.environments.opening import first_messages
 from grpo.messages import ChatMessage, ConversationEnd, Dialogue, WorldReward
 from grpo.rollout.collector import RequestStream
-from grpo.types import Completion, Finished, Prompt, Request
+from grpo.rollout.members import Members
+from grpo.types import Finished, Prompt, Request
+from rewards.selection import place_of
 
 # While turns and worlds are both under way: seconds between two looks at the generators.
 POLL_S = 0.005
@@ -34,6 +36,7 @@ class ConversationLimits:
     """Limits of a conversation; the config's section `conversation` describes them.
 
     Attributes:
+        prompt_tokens: longest first prompt, with its tools, in tokens.
         turns: largest number of the policy's turns.
         tokens: largest number of tokens after the first prompt, of all turns and answers.
         turn_tokens: longest turn of the policy, in tokens.
@@ -41,6 +44,7 @@ class ConversationLimits:
         seconds: longest time of a conversation.
     """
 
+    prompt_tokens: int
     turns: int
     tokens: int
     turn_tokens: int
@@ -80,7 +84,6 @@ class Conversations:
         turns: RequestStream,
         worlds: Worlds,
         renderer: ChatRenderer,
-        messages_of: Callable[[Prompt], Sequence[ChatMessage]],
         limits: ConversationLimits,
         samples: int,
     ) -> None:
@@ -90,24 +93,21 @@ class Conversations:
             turns: stream that samples one completion for each request; no other object may use it.
             worlds: tools and environments; no other object may use them.
             renderer: the policy's chat template.
-            messages_of: function that returns the messages of a prompt's row.
             limits: limits of each conversation.
             samples: number of conversations for each prompt.
         """
         self._turns, self._worlds, self._renderer = turns, worlds, renderer
-        self._messages_of, self._limits, self._samples = messages_of, limits, samples
+        self._limits, self._members = limits, Members(samples)
         self._plays: dict[int, _Play] = {}
-        self._groups: dict[int, list[Completion | None]] = {}
         self._first: dict[int, tuple[tuple[ChatMessage, ...], Segment]] = {}
         self._keys = itertools.count()
-        self._finished: Finished = []
 
     @property
     def unfinished(self) -> int:
         """Number of submitted groups that are not yet returned."""
-        return len(self._groups) + len(self._finished)
+        return self._members.unfinished
 
-    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt]) -> None:
+    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt] = ()) -> None:
         """Begin the conversations of groups; return at once.
 
         Args:
@@ -117,14 +117,10 @@ class Conversations:
         Raises:
             ValueError: an unfinished group already has one of these indices.
         """
-        for request, prompt in zip(requests, prompts, strict=True):
-            if request.index in self._groups:
-                raise ValueError(f"group {request.index} is unfinished; give each group a different index")
-            self._groups[request.index] = [None] * self._samples
-            for member in range(self._samples):
-                key, now = next(self._keys), time.monotonic()
-                self._plays[key] = _Play(request.index, member, request.seed, prompt, now, now)
-                self._worlds.open(key, prompt.row)
+        for request, member, prompt in self._members.open(requests, prompts):
+            key, now = next(self._keys), time.monotonic()
+            self._plays[key] = _Play(request.index, member, request.seed, prompt, now, now)
+            self._worlds.open(key, prompt.row)
 
     def finished(self, wait: bool = True) -> Finished:
         """Return the groups whose conversations have all ended since the last call.
@@ -134,21 +130,20 @@ class Conversations:
 
         Raises:
             TimeoutError: no turn was sampled within the deadline of the stream.
-            ValueError: `reset` gave the conversations of a group different messages.
+            ValueError: `reset` gave the conversations of a group different messages, or a first prompt is too long.
             RuntimeError: a world failed again and again before its first message; or `wait` is set and no group is
                 unfinished.
         """
-        if wait and not self.unfinished:
-            raise RuntimeError("a wait for a group would never end: no conversation is under way")
+        if wait:
+            self._members.require_unfinished()
         self._look(wait_s=0.0)
-        while wait and not self._finished:
+        while wait and not self._members.ready:
             worlds_work = any(play.waiting_since is not None for play in self._plays.values())
             if worlds_work:
                 self._look(wait_s=POLL_S)
             else:
                 self._sampled(self._turns.finished())
-        handed_out, self._finished = self._finished, []
-        return handed_out
+        return self._members.take()
 
     def _look(self, wait_s: float) -> None:
         for key, event in self._worlds.events(wait_s):
@@ -174,9 +169,15 @@ class Conversations:
 
     def _first_prompt(self, play: _Play, opening: Opening) -> tuple[tuple[ChatMessage, ...], Segment]:
         """Return the first messages and their tokens, which all conversations of a group share."""
-        messages = first_messages(self._messages_of(play.prompt), opening)
+        messages = first_messages(messages_of(play.prompt), opening)
         if play.group not in self._first:
-            self._first[play.group] = (messages, self._renderer.first_prompt(messages, self._worlds.tools))
+            prompt = self._renderer.first_prompt(messages, self._worlds.tools)
+            if len(prompt.token_ids) > self._limits.prompt_tokens:
+                raise ValueError(
+                    f"the first prompt of {play.prompt.id} has {len(prompt.token_ids):,} tokens with its tools, more "
+                    f"than rollout.max_prompt_tokens={self._limits.prompt_tokens}; raise it, or shorten the prompts"
+                )
+            self._first[play.group] = (messages, prompt)
         if self._first[play.group][0] != messages:
             raise ValueError(
                 f"reset gave the conversations of prompt {play.prompt.id} different first messages, so their rewards "
@@ -264,12 +265,21 @@ class Conversations:
             timed_out=failure is not None and failure.status == "timeout",
         )
         cut = play.ended is ConversationEnd.TOKENS
-        members = self._groups[play.group]
-        members[play.member] = completion_of(conversation, dialogue, "length" if cut else "stop")
-        done = tuple(member for member in members if member is not None)
-        if len(done) == len(members):
-            del self._groups[play.group], self._first[play.group]
-            self._finished.append((play.group, done))
+        completion = completion_of(conversation, dialogue, "length" if cut else "stop")
+        if self._members.end(play.group, play.member, completion):
+            del self._first[play.group]
+
+
+def messages_of(prompt: Prompt) -> list[ChatMessage]:
+    """Return the messages of a prompt.
+
+    Raises:
+        ValueError: a message cannot stand in a conversation.
+    """
+    try:
+        return [ChatMessage(each["role"], each["content"], name=each.get("name", "")) for each in prompt.messages]
+    except ValueError as problem:
+        raise ValueError(f"{place_of(prompt.id)}: {problem}") from problem
 
 
 def _turn_seed(seed: int, member: int, turn: int) -> int:

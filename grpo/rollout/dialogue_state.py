@@ -25,6 +25,7 @@ def dialogue_state(dialogue: Dialogue) -> dict[str, Any]:
     return {
         "messages": [_message_state(message) for message in dialogue.messages],
         "opening": dialogue.opening,
+        "prompt_ids": torch.tensor(dialogue.prompt_ids, dtype=torch.int64),
         "ended": dialogue.ended.value,
         "reason": dialogue.reason,
         # An environment may return NumPy values, so convert them to plain data.
@@ -53,6 +54,7 @@ def dialogue_from_state(state: Mapping[str, Any]) -> Dialogue:
     return Dialogue(
         messages=tuple(_message(entry) for entry in state["messages"]),
         opening=state["opening"],
+        prompt_ids=tuple(state["prompt_ids"].tolist()),
         ended=ConversationEnd(state["ended"]),
         reason=state["reason"],
         reward=WorldReward(state["score"], state["parts"], tuple(state["turns"])),

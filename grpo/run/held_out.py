@@ -22,9 +22,10 @@ from grpo.run.background_evaluation import MOST_OWED, BackgroundEvaluation
 from grpo.run.best import BestPolicies
 from grpo.run.metrics import evaluation_metrics
 from grpo.run.stopwatch import Stopwatch
+from grpo.run.streams import HELD_OUT, Streams
 from grpo.run.turns import Turns
 from grpo.run.verification import Verification
-from grpo.types import Completion, Group, Phase, Prompt, SamplingParams
+from grpo.types import Completion, Group, Phase, Prompt, Request, SamplingParams
 from rewards.pool.busy_clock import BusyClock
 
 
@@ -38,6 +39,7 @@ class HeldOut:
         background: evaluation in a separate process; None if the evaluation happens between two steps.
         learner: learner, which exports the policy for the background evaluation.
         generators: generators, which answer the prompts between two steps.
+        streams: makes the stream of the answers.
         turns: decides whether the learner or the generators use the GPUs' memory now.
         verification: verifiers, which judge the answers.
         rollouts: collector of the training groups, which are also verified during an evaluation.
@@ -52,6 +54,7 @@ class HeldOut:
     background: BackgroundEvaluation | None
     learner: LearnerGroup
     generators: GeneratorGroup
+    streams: Streams
     turns: Turns
     verification: Verification
     rollouts: Collector
@@ -118,8 +121,11 @@ class HeldOut:
         seeds = [seed_of(self.settings.run.seed, step, prompt) for prompt in prompts]
 
         def generate(prompts: Sequence[Prompt]) -> Iterator[tuple[int, Sequence[Completion]]]:
-            for finished in self.generators.generate(prompts, sampling, seeds):
-                yield finished
+            stream = self.streams.stream(self.generators, sampling, HELD_OUT)
+            pairs = enumerate(zip(prompts, seeds, strict=True))
+            stream.submit([Request(index, prompt.token_ids, seed) for index, (prompt, seed) in pairs], prompts)
+            while stream.unfinished:
+                yield from stream.finished()
                 self.rollouts.drain()
 
         verification = self.verification

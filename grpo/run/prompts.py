@@ -88,6 +88,11 @@ class RunPrompts:
             raise ValueError(f"no row of {where} has a reference that can be used; correct the data")
         return replace(held_out, prompts=kept)
 
+    def all(self) -> Iterator[Prompt]:
+        """Yield the prompts of training and evaluation."""
+        for part in self._parts().values():
+            yield from part.prompts
+
     @property
     def left_out(self) -> int:
         """Number of rows that are left out because their reference cannot be used."""

@@ -105,7 +105,8 @@ class Pushing:
 
     def _probe(self, groups: Sequence[Group] = ()) -> list[list[int]]:
         limits = self._settings.weight_sync
-        sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
+        first = [(group.prompt, group.rollouts[0].completion) for group in groups]
+        sampled = [(*completion.prompt_ids(prompt), *completion.token_ids) for prompt, completion in first]
         probe = sampled or [prompt.token_ids for prompt in self._prompts if len(prompt.token_ids) > 1]
         # vLLM scores a sequence only if one more token would fit into the model's length.
         longest = min(limits.probe_tokens, self._settings.max_sequence_tokens - 1)

@@ -36,6 +36,7 @@ from grpo.run.metrics import lag_metrics
 from grpo.run.prompts import RunPrompts
 from grpo.run.pushing import Pushing
 from grpo.run.stopwatch import Stopwatch
+from grpo.run.streams import Streams, check_prompts
 from grpo.run.turns import Turns
 from grpo.run.verification import Verification
 from grpo.types import Group, Phase, SamplingParams
@@ -70,6 +71,9 @@ class TrainingRun:
         self.prompts = RunPrompts(settings, load_tokenizer(self._policy_path), self._verification.specs, progress)
         self._failures = FailureShare(settings.verification.max_failure_share)
         self.folder = Path(settings.run.folder)
+        self._streams = Streams(settings, self._policy_path, settings.rollout.max_prompt_tokens, self.folder)
+        if self._streams.talks:
+            check_prompts(settings, self.prompts.all())
         self.step = 0
         self._checkpoint_s: float | None = None
         self._busy = BusyClock()
@@ -90,6 +94,10 @@ class TrainingRun:
         settings, progress = self.settings, self._progress
         resumed = open_folder(settings.run, settings, progress)
         self._open_report(opened)
+        opened.enter_context(self._streams)
+        if self._streams.talks:
+            with progress.phase(Phase.START, "loading tools and environments"):
+                self._streams.start()
         per_node = settings.verification.per_node
         if not per_node:
             self._verification.open(opened, progress)
@@ -130,6 +138,7 @@ class TrainingRun:
             background,
             self.learner,
             self.generators,
+            self._streams,
             self.turns,
             self._verification,
             self.rollouts,
@@ -190,7 +199,7 @@ class TrainingRun:
         )
         most = rollout.prompts_per_step * (1 + rollout.max_policy_lag)
         return Collector(
-            self.generators.stream(sampling),
+            self._streams.stream(self.generators, sampling),
             self._verification.verifying(),
             OpenGroups(rollout.prompts_per_step, rollout.max_policy_lag, self.settings.train.steps, self.step),
             self.prompts.cursor.next,

@@ -28,7 +28,8 @@ class ScriptedStream:
     submitted: list[int] = field(default_factory=list)
     unfinished: int = 0
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt] = ()) -> None:
+        assert [request.token_ids for request in requests] == [prompt.token_ids for prompt in prompts]
         self.submitted += [request.index for request in requests]
         self.unfinished += len(requests)
 

@@ -13,7 +13,7 @@ from grpo.messages import ChatMessage, ConversationEnd, WorldReward
 from grpo.rollout.conversations import ConversationLimits, Conversations
 from grpo.types import Completion, Finished, Prompt, Request, VersionSpan
 
-LIMITS = ConversationLimits(turns=3, tokens=200, turn_tokens=60, observation_tokens=40, seconds=60.0)
+LIMITS = ConversationLimits(prompt_tokens=500, turns=3, tokens=200, turn_tokens=60, observation_tokens=40, seconds=60.0)
 
 
 class Turns:
@@ -28,7 +28,7 @@ class Turns:
     def unfinished(self) -> int:
         return len(self.pending)
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt] = ()) -> None:
         self.asked += requests
         self.pending += requests
 
@@ -85,9 +85,9 @@ def played(
 ) -> tuple[tuple[Completion, ...], Turns]:
     tokenizer = small_tokenizer(template)
     turns = Turns(tokenizer, texts)
-    question = (ChatMessage("user", "What is 6*7?"),)
-    playing = Conversations(turns, worlds, ChatRenderer(tokenizer), lambda _: question, limits, samples)
-    playing.submit([Request(7, (1,), 100)], [Prompt("row 0", "?", (1,), None, {"problem": "?"})])
+    question = ({"role": "user", "content": "What is 6*7?"},)
+    playing = Conversations(turns, worlds, ChatRenderer(tokenizer), limits, samples)
+    playing.submit([Request(7, (1,), 100)], [Prompt("row 0", "?", (1,), None, {"problem": "?"}, messages=question)])
     ((group, completions),) = playing.finished()
     assert group == 7 and playing.unfinished == 0
     return completions, turns

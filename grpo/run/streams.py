@@ -1,0 +1,214 @@
+"""The streams of a run: groups of completions, or of conversations with tools, environments or the user's program.
+
+All three have the same interface. So the loop does not depend on what answers the policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from grpo.agents.agents import Agents
+from grpo.agents.program import AgentProgram
+from grpo.agents.record import AgentLimits
+from grpo.config.conversation import AGENT, ConversationConfig, EnvironmentConfig
+from grpo.conversation.renderer import ChatRenderer
+from grpo.environments.processes import WorldProcesses
+from grpo.environments.spec import EnvironmentSpec, WorldSpec, check_rows
+from grpo.policy.stored import end_tokens, load_tokenizer
+from grpo.report import run_files
+from grpo.rollout.agent_conversations import AgentCalls, AgentConversations
+from grpo.rollout.collector import RequestStream
+from grpo.rollout.conversations import ConversationLimits, Conversations, messages_of
+from grpo.types import Prompt, SamplingParams
+
+# Uses of streams.
+TRAINING, HELD_OUT = "training", "held_out"
+
+
+class TurnSource(Protocol):
+    """Makes streams of single turns: the part of `GeneratorGroup` that conversations need."""
+
+    def stream(self, sampling: SamplingParams) -> RequestStream:
+        """Return a new stream of requests."""
+        ...
+
+
+class ConversationSettings(Protocol):
+    """The part of a job's configuration that says what answers the policy."""
+
+    @property
+    def tools(self) -> tuple[str, ...]: ...
+
+    @property
+    def environment(self) -> tuple[EnvironmentConfig, ...]: ...
+
+    @property
+    def conversation(self) -> ConversationConfig: ...
+
+
+class Streams:
+    """Makes the streams of a job, and holds open what answers the policy."""
+
+    def __init__(self, settings: ConversationSettings, policy_path: str, prompt_tokens: int, folder: Path) -> None:
+        """Start nothing yet.
+
+        Args:
+            settings: tools, environments, and limits of a conversation.
+            policy_path: policy, whose chat template the conversations use.
+            prompt_tokens: longest first prompt, in tokens.
+            folder: folder of the job, for the logs of the user's code.
+        """
+        self._settings, self._policy_path = settings, policy_path
+        self._prompt_tokens, self._logs = prompt_tokens, folder / run_files.LOGS
+        self._closing = contextlib.ExitStack()
+        self._worlds: dict[str, WorldProcesses] = {}
+        self._agents: dict[str, tuple[Agents, AgentCalls]] = {}
+        self._renderer: ChatRenderer | None = None
+
+    def __enter__(self) -> Streams:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.close()
+
+    @property
+    def talks(self) -> bool:
+        """Whether something answers the policy."""
+        return bool(self._settings.tools or self._settings.environment)
+
+    @property
+    def _plays_agent(self) -> bool:
+        return any(each.use == AGENT for each in self._settings.environment)
+
+    def start(self) -> None:
+        """Load the user's tools and environments, or find the program. So mistakes in them end a job before it starts.
+
+        Raises:
+            ValueError: tools, environments or the program cannot be used, or the policy's chat template cannot.
+        """
+        if self._plays_agent:
+            program = self._settings.environment[0]
+            AgentProgram(program.command, program.variables)
+        if self.talks:
+            self._chat()
+        if self.talks and not self._plays_agent:
+            self._worlds_for(TRAINING)
+
+    def stream(self, generators: TurnSource, sampling: SamplingParams, use: str = TRAINING) -> RequestStream:
+        """Return a new stream of groups.
+
+        Args:
+            generators: source of the policy's turns.
+            sampling: sampling of the groups; `max_tokens` is the limit of a whole conversation.
+            use: name of streams that share worlds, because they come one after the other.
+
+        Raises:
+            ValueError: the policy has no chat template for conversations, or tools or environments cannot be used.
+        """
+        if not self.talks:
+            return generators.stream(sampling)
+        limits = self._settings.conversation
+        longest = min(sampling.max_tokens, limits.max_turn_tokens or sampling.max_tokens)
+        turns = generators.stream(replace(sampling, samples=1, max_tokens=longest))
+        if self._plays_agent:
+            agents, calls = self._agents_for(use, sampling)
+            return AgentConversations(turns, agents, calls, sampling.samples)
+        return Conversations(
+            turns,
+            self._worlds_for(use),
+            self._chat(),
+            ConversationLimits(
+                prompt_tokens=self._prompt_tokens,
+                turns=limits.max_turns,
+                tokens=sampling.max_tokens,
+                turn_tokens=longest,
+                observation_tokens=limits.max_observation_tokens,
+                seconds=limits.deadline_s,
+            ),
+            sampling.samples,
+        )
+
+    def _chat(self) -> ChatRenderer:
+        if self._renderer is None:
+            self._renderer = make_renderer(self._policy_path, self._settings.conversation)
+        return self._renderer
+
+    def _worlds_for(self, use: str) -> WorldProcesses:
+        if use not in self._worlds:
+            limits = self._settings.conversation
+            self._worlds[use] = self._closing.enter_context(
+                WorldProcesses(
+                    world_spec(self._settings),
+                    tool_deadline_s=limits.tool_deadline_s,
+                    memory_mib=limits.memory_mib,
+                    log=self._logs / f"conversations_{use}.log",
+                )
+            )
+        return self._worlds[use]
+
+    def _agents_for(self, use: str, sampling: SamplingParams) -> tuple[Agents, AgentCalls]:
+        if use not in self._agents:
+            limits, program = self._settings.conversation, self._settings.environment[0]
+            calls = AgentCalls()
+            self._logs.mkdir(parents=True, exist_ok=True)
+            agents = Agents(
+                AgentProgram(program.command, program.variables),
+                # The agents' thread has a tokenizer of its own.
+                make_renderer(self._policy_path, limits),
+                calls,
+                limits=AgentLimits(
+                    max_turns=limits.max_turns,
+                    max_turn_tokens=limits.max_turn_tokens,
+                    max_tokens=sampling.max_tokens,
+                    max_context=self._prompt_tokens + sampling.max_tokens,
+                    deadline_s=limits.deadline_s,
+                ),
+                temperature=sampling.temperature,
+                log_folder=self._logs,
+                programs=limits.programs,
+            )
+            self._closing.callback(agents.close)
+            self._agents[use] = agents, calls
+        return self._agents[use]
+
+
+def world_spec(settings: ConversationSettings) -> WorldSpec:
+    """Return the tools and environments of a job."""
+    return WorldSpec(
+        settings.tools,
+        tuple(
+            EnvironmentSpec(
+                each.use,
+                each.options,
+                {column: value if isinstance(value, tuple) else (value,) for column, value in each.when.items()},
+            )
+            for each in settings.environment
+        ),
+        tool_deadline_s=settings.conversation.tool_deadline_s,
+    )
+
+
+def check_prompts(settings: ConversationSettings, prompts: Iterable[Prompt]) -> None:
+    """Check that the rows fit the `when` of the environments, and that their messages can begin a conversation.
+
+    Raises:
+        ValueError: a row does not fit; the message names it.
+    """
+    prompts = list(prompts)
+    check_rows(world_spec(settings), [(prompt.id, prompt.row) for prompt in prompts])
+    for prompt in prompts:
+        messages_of(prompt)
+
+
+def make_renderer(policy_path: str, limits: ConversationConfig) -> ChatRenderer:
+    """Read a policy's chat template for conversations.
+
+    Raises:
+        ValueError: there is no tokenizer, or its template cannot be used for conversations.
+    """
+    tokenizer = load_tokenizer(policy_path)
+    return ChatRenderer(tokenizer, end_ids=end_tokens(policy_path, tokenizer), rewriting=limits.rewriting)
