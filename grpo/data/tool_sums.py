@@ -1,7 +1,7 @@
 """The task of the tools quickstart: sums that a small policy cannot work out itself, but a program can.
 
-The cold start shows two kinds of answers: a call of the tool `python` and then its result, or a guess at once, which is
-wrong. The policy then calls the tool in a part of its answers. Reinforcement learning teaches it to call the tool.
+The cold start shows two kinds of answers: a call of the tool `python` and then its result, or at once the first number
+of the sum, which is wrong. The policy then calls the tool in a part of its answers. Reinforcement learning teaches it to call the tool.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def demonstrations(count: int, seed: int = 0, calling_share: float = 0.3) -> Ite
             messages.append({"role": "tool", "content": str(sum(terms))})
             answer = sum(terms)
         else:
-            answer = sum(terms) + generator.choice((-1, 1)) * generator.randint(1, LARGEST)
+            answer = terms[0]
         messages.append({"role": "assistant", "content": f"<answer>{answer}</answer>"})
         yield {"messages": messages, "tools": [PYTHON]}
 

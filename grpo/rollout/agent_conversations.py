@@ -137,10 +137,12 @@ class AgentConversations:
         self._programs.start(key, play.prompt.row, play.prompt.messages, seed=play.seed)
 
     def _look(self, wait_s: float) -> None:
-        for call in self._calls.take():
-            number = next(self._numbers)
-            self._answers[number] = call.answer
-            self._turns.submit([Request(number, call.token_ids, call.seed, max_tokens=call.max_tokens)])
+        if calls := self._calls.take():
+            numbered = [(next(self._numbers), call) for call in calls]
+            self._answers |= {number: call.answer for number, call in numbered}
+            self._turns.submit(
+                [Request(at, call.token_ids, call.seed, max_tokens=call.max_tokens) for at, call in numbered]
+            )
         if self._turns.unfinished:
             for number, (completion,) in self._turns.finished(wait=False):
                 self._answers.pop(number).set_result(completion)

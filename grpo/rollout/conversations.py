@@ -100,6 +100,7 @@ class Conversations:
         self._limits, self._members = limits, Members(samples)
         self._plays: dict[int, _Play] = {}
         self._first: dict[int, tuple[tuple[ChatMessage, ...], Segment]] = {}
+        self._due: list[Request] = []
         self._keys = itertools.count()
 
     @property
@@ -143,13 +144,22 @@ class Conversations:
                 self._look(wait_s=POLL_S)
             else:
                 self._sampled(self._turns.finished())
+                self._request()
         return self._members.take()
 
     def _look(self, wait_s: float) -> None:
         for key, event in self._worlds.events(wait_s):
             self._heard(key, event)
+        # The engines begin with the new turns before the driver reads the turns that they finished.
+        self._request()
         if self._turns.unfinished:
             self._sampled(self._turns.finished(wait=False))
+
+    def _request(self) -> None:
+        """Request the turns that are due, all in one message to each generator."""
+        if self._due:
+            self._turns.submit(self._due)
+            self._due = []
 
     def _heard(self, key: int, event: Event) -> None:
         play = self._plays[key]
@@ -197,7 +207,7 @@ class Conversations:
             self._close(key, play, ConversationEnd.SECONDS)
         else:
             seed = _turn_seed(play.seed, play.member, len(conversation.turns))
-            self._turns.submit([Request(key, conversation.context, seed, max_tokens=min(left, limits.turn_tokens))])
+            self._due.append(Request(key, conversation.context, seed, max_tokens=min(left, limits.turn_tokens)))
 
     def _sampled(self, turns: Finished) -> None:
         for key, (completion,) in turns:
