@@ -23,13 +23,14 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
+from grpo.environments.sandbox_tools import SandboxSessions
 from grpo.environments.schemas import tool_schemas
 from grpo.environments.spec import SANDBOX_TOOLS, WorldSpec, choose_environment
-from grpo.environments.world import ToolWorld, load_world
+from grpo.environments.world import SessionFactory, ToolWorld, load_world
 from grpo.environments.world_process import MakeWorld, become_world, reason_of
 from rewards.named_code import locate
 from rewards.pool.nursery import die_with_parent
@@ -39,24 +40,40 @@ _COMMAND_BYTES = 64
 _LONGEST_REASON = 4000
 
 
-def tool_worlds(spec: WorldSpec, sessions: str | None) -> MakeWorld:
+def tool_worlds(spec: WorldSpec, sessions: SessionFactory | None) -> MakeWorld:
     """Load the tools and environments of a run, and return the maker of their worlds.
 
     Args:
         spec: tools and environments.
-        sessions: function that opens a sandbox session, as `package.module:function`; None without sandbox.
+        sessions: opens a sandbox session; None if no tool needs it.
 
     Raises:
-        ValueError: the code of the spec cannot be used, or a tool needs a sandbox.
+        ValueError: the code of the spec cannot be used.
     """
-    opens = None if sessions is None else locate(sessions, "sessions")
-    if opens is None and set(spec.tools) & set(SANDBOX_TOOLS):
-        raise ValueError("the tools python and bash need a sandbox: give `sessions`")
     loaded = load_world(spec)
-    return lambda row: ToolWorld(spec, loaded, choose_environment(spec, row), opens)
+    return lambda row: ToolWorld(spec, loaded, choose_environment(spec, row), sessions)
 
 
-def load_maker(setup: Mapping[str, Any]) -> MakeWorld:
+def start_sandbox(setup: Mapping[str, Any], closing: contextlib.ExitStack) -> SessionFactory | None:
+    """Start the sandbox if a tool needs it; return what opens its sessions.
+
+    Args:
+        setup: settings from the driver.
+        closing: ends the sandbox.
+
+    Raises:
+        ValueError: the tools cannot run on this machine.
+        sandbox.SandboxError: the sandbox could not be started.
+    """
+    if setup["sessions"] is not None:
+        factory: SessionFactory = locate(setup["sessions"], "sessions")
+        return factory
+    if setup["factory"] is not None or not set(setup["spec"].tools) & set(SANDBOX_TOOLS):
+        return None
+    return closing.enter_context(contextlib.closing(SandboxSessions(setup["spec"])))
+
+
+def load_maker(setup: Mapping[str, Any], sessions: SessionFactory | None) -> MakeWorld:
     """Load the maker of worlds that a set-up names.
 
     Raises:
@@ -64,7 +81,7 @@ def load_maker(setup: Mapping[str, Any]) -> MakeWorld:
         Exception: any exception of the code.
     """
     if setup["factory"] is None:
-        return tool_worlds(setup["spec"], setup["sessions"])
+        return tool_worlds(setup["spec"], sessions)
     make: MakeWorld = locate(setup["factory"], "factory")(setup["spec"])
     return make
 
@@ -72,16 +89,18 @@ def load_maker(setup: Mapping[str, Any]) -> MakeWorld:
 class ConversationNursery:
     """Forks, kills and reaps the processes of conversations, until the driver closes the control socket."""
 
-    def __init__(self, control: socket.socket, parent: int, setup: Mapping[str, Any], make: MakeWorld | None) -> None:
+    def __init__(
+        self, control: socket.socket, parent: int, memory_bytes: int | None, load: Callable[[], MakeWorld]
+    ) -> None:
         """Begin without processes.
 
         Args:
             control: socket to the driver.
             parent: process id of the driver.
-            setup: settings from the driver.
-            make: maker of worlds; None if each process loads it itself.
+            memory_bytes: limit of the address space of each process; None for no limit.
+            load: function that returns the maker of worlds, called in each process.
         """
-        self._control, self._parent, self._setup, self._make = control, parent, setup, make
+        self._control, self._parent, self._memory_bytes, self._load = control, parent, memory_bytes, load
         self._pids: dict[int, int] = {}
         self._identities: dict[int, int] = {}
         # A signal interrupts no system call of Python, so a signal arrives as a byte in a socket.
@@ -153,9 +172,7 @@ class ConversationNursery:
         die_with_parent(nursery)
         for mine in (self._control, self._woken, self._wake):
             mine.close()
-        make = self._make
-        load = functools.partial(load_maker, self._setup) if make is None else lambda: make
-        become_world(socket.socket(fileno=descriptor), self._setup["memory_bytes"], load)
+        become_world(socket.socket(fileno=descriptor), self._memory_bytes, self._load)
 
     def _reap(self) -> None:
         while self._identities:
@@ -180,23 +197,22 @@ def _kill(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def write_schemas(setup: Mapping[str, Any], bare: bool, file: int) -> None:
+def write_schemas(spec: WorldSpec, load: Callable[[], MakeWorld], file: int) -> None:
     """Write the schemas of the tools, or what is wrong with the tools, as JSON.
 
     A child of the nursery makes the schemas, because the import of transformers would fill the memory of each
     conversation's process.
 
     Args:
-        setup: settings from the driver.
-        bare: whether the code of the tools is not loaded yet.
+        spec: tools and environments.
+        load: function that loads the code of the tools, unless it is loaded.
         file: descriptor of the file.
     """
     child = os.fork()
     if child == 0:
         try:
-            if bare:
-                load_maker(setup)
-            text = json.dumps({"tools": tool_schemas(setup["spec"])})
+            load()
+            text = json.dumps({"tools": tool_schemas(spec)})
         except (Exception, SystemExit) as problem:
             text = json.dumps({"failed": reason_of(problem)})
         with os.fdopen(file, "w", encoding="utf-8") as opened:
@@ -218,29 +234,33 @@ def main(arguments: list[str]) -> int:
         file.seek(0)
         setup = pickle.load(file)
     sys.path[:] = setup["path"]
-    make = None
-    if not bare:
+    with contextlib.ExitStack() as closing:
         try:
-            make = load_maker(setup)
+            sessions = start_sandbox(setup, closing)
+            load: Callable[[], MakeWorld] = functools.partial(load_maker, setup, sessions)
+            if not bare:
+                make = load()
+                load = lambda: make  # noqa: E731
         except (Exception, SystemExit) as problem:
             control.send(f"failed {reason_of(problem)}".encode()[:_LONGEST_REASON])
             return 1
         if len(os.listdir("/proc/self/task")) > 1:
+            closing.close()
             for inherited in (control_descriptor, setup_descriptor):
                 os.set_inheritable(inherited, True)
             os.execv(
                 sys.executable,
                 [sys.executable, "-P", "-m", "grpo.environments.nursery", *arguments[:4], "bare"],
             )
-    os.close(setup_descriptor)
-    file_of_schemas = os.memfd_create("schemas")
-    if schemas:
-        write_schemas(setup, bare, file_of_schemas)
-    gc.collect()
-    gc.freeze()  # Collections do not touch the objects shared with the children, so their pages stay shared.
-    socket.send_fds(control, [b"ready"], [file_of_schemas])
-    os.close(file_of_schemas)
-    ConversationNursery(control, parent, setup, make).run()
+        os.close(setup_descriptor)
+        file_of_schemas = os.memfd_create("schemas")
+        if schemas:
+            write_schemas(setup["spec"], load, file_of_schemas)
+        gc.collect()
+        gc.freeze()  # Collections do not touch the objects shared with the children, so their pages stay shared.
+        socket.send_fds(control, [b"ready"], [file_of_schemas])
+        os.close(file_of_schemas)
+        ConversationNursery(control, parent, setup["memory_bytes"], load).run()
     return 0
 
 

@@ -37,7 +37,8 @@ class WorldProcesses:
         memory_mib: MiB of address space of each process; None sets no limit.
         log: file to which the user's code prints; text is appended.
         sessions: function that opens a sandbox session for the tools `python` and `bash`
-            (`grpo.environments.world.SessionFactory`), as `package.module:function`.
+            (`grpo.environments.world.SessionFactory`), as `package.module:function`; by default
+            `grpo.environments.sandbox_tools.SandboxSessions`.
         factory: `package.module:function` that gets the spec and returns the maker of worlds, a function of a row; by
             default the worlds have the tools and environments of the spec.
         grace_s: see `tool_deadline_s`, in seconds.

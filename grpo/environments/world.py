@@ -32,8 +32,8 @@ class ProgramAnswer(Protocol):
 class ProgramSession(Protocol):
     """A session of the sandbox: variables or files live on from call to call."""
 
-    def run(self, code: str) -> ProgramAnswer:
-        """Run a program of the policy."""
+    def run(self, code: str, most_s: float) -> ProgramAnswer:
+        """Run a program of the policy, for at most `most_s` seconds."""
         ...
 
     def close(self) -> None:
@@ -108,7 +108,10 @@ def make_world(spec: WorldSpec, row: Mapping[str, Any], sessions: SessionFactory
         Exception: any exception of the environment's class.
     """
     if sessions is None and set(spec.tools) & set(SANDBOX_TOOLS):
-        raise ValueError("the tools python and bash need a sandbox: give `sessions`")
+        raise ValueError(
+            "the tools python and bash need a sandbox: give `sessions`, for example "
+            "grpo.environments.sandbox_tools.SandboxSessions(spec)"
+        )
     loaded, chosen = load_world(spec), choose_environment(spec, row)
     return ToolWorld(spec, loaded, chosen, sessions)
 
@@ -209,10 +212,10 @@ class ToolWorld:
             return f"error: {problem}", "bad_arguments"
         late = f"error: {call.name} took longer than {self._spec.tool_deadline_s:g} seconds"
         if call.name in SANDBOX_TOOLS and call.name in self._spec.tools:
-            # The sandbox has a deadline for each program. It cannot know that a turn has many programs.
-            if time.monotonic() >= until:
+            remaining = until - time.monotonic()
+            if remaining <= 0:
                 return late, "timeout"
-            result = self._session(call.name).run(next(iter(arguments.values())))
+            result = self._session(call.name).run(next(iter(arguments.values())), remaining)
             return result_text(result.text, most), getattr(result, "failure", "")
         try:
             if self._game is not None and call.name in self._methods:

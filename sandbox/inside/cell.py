@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from sandbox.inside import child, processes
@@ -261,39 +260,3 @@ class Cell:
             except ChildProcessError:
                 return any_running
             any_running = True
-
-
-def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: list[int]) -> int:
-    """Clone a cell that serves `channel`; return the process number of the cell to the worker.
-
-    Args:
-        seal: the worker's layers.
-        channel: the cell's socket to the supervisor.
-        limits: `disk_bytes` and `files` of the scratch directory.
-        others: descriptors of the worker that the cell must close.
-    """
-    flags = 0
-    if seal.process_namespace:
-        flags |= kernel.CLONE_NEWPID
-    if seal.private_root:
-        flags |= kernel.CLONE_NEWNS
-    pid = kernel.clone(flags)
-    if pid != 0:
-        return pid
-    work: Callable[[], Callable[[], NoReturn]] | None = None
-    try:
-        _close(others)
-        serve(seal, channel, limits)
-    except Become as order:
-        work = order.work
-    except OSError as problem:
-        reply = {"status": ProgramStatus.SANDBOX_ERROR.value, "reason": f"the cell could not be set up: {problem}"}
-        with contextlib.suppress(OSError):
-            channel.send(json.dumps([reply]).encode())
-    finally:
-        if work is None:
-            os._exit(1)
-    # On the call stack of a program, this is the only frame of the cell.
-    run = work()
-    del work
-    run()

@@ -11,11 +11,12 @@ import functools
 import math
 import os
 import resource
+import signal
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from sandbox.inside import program
+from sandbox.inside import notebook, program
 from sandbox.inside.isolation import kernel
 from sandbox.inside.isolation.seal import Seal
 from sandbox.inside.testing import tester
@@ -31,7 +32,7 @@ FIRST_FREE = 64  # above every descriptor number that is set up here
 # read its limit and learn that number.
 _CALLS_CPU_SECONDS = 3600
 _FIRST_TO_GO = b"1000"  # the kernel ends this process first if the machine or the control group is out of memory
-_KINDS = {"run", "calls", "asserts", "execute"}
+_KINDS = {"run", "calls", "asserts", "execute", "notebook"}
 
 
 class Become(BaseException):
@@ -52,10 +53,11 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
 
     Args:
         seal: the worker's layers.
-        request: `kind` (`run`, `calls`, `asserts` or `execute`) and `limits`. If `kind` is `execute`, it also contains
-            `arguments`, `environment`, `address_space` (whether to limit the address space) and `program_name`.
+        request: `kind` (`run`, `calls`, `asserts`, `execute` or `notebook`) and `limits`. If `kind` is `execute`, it
+            also contains `arguments`, `environment`, `address_space` (whether to limit the address space) and, unless
+            there is no file, `program_name`. `session` is true if the process answers many calls.
         descriptors: descriptors of the program, then of standard input, output and error. If `kind` is `calls`
-            or `asserts`, the channel's two pipes follow.
+            or `asserts`, the channel's two pipes follow. In a session, two descriptors of `session_cell.py` follow.
         failure: descriptor of a pipe that tells the cell why sealing failed. The descriptor is closed before foreign
             code runs, so that no program can report its own failure as a failure of the sandbox.
     """
@@ -65,7 +67,7 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
         os.setsid()
         os.chdir(seal.scratch)
         source = read_all(descriptors[0])
-        if request["kind"] == "execute":
+        if "program_name" in request:
             _place_program(request, source)
         place_descriptors(descriptors[1:])
         kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
@@ -82,6 +84,8 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
         return functools.partial(_execute, request["arguments"], request["environment"])
     if request["kind"] == "asserts":
         return functools.partial(tester.run, source)
+    if request["kind"] == "notebook":
+        return notebook.run
     return functools.partial(program.run, source, answer_calls=request["kind"] == "calls")
 
 
@@ -137,7 +141,7 @@ def set_constant_limits() -> None:
 def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
     limits = request["limits"]
     memory, cpu = limits["memory_bytes"], math.ceil(limits["cpu_s"])
-    if request["kind"] == "calls":
+    if request["kind"] == "calls" or request.get("session"):
         cpu = max(cpu, _CALLS_CPU_SECONDS)
     # The kernel's limit of processor time is one second above the program's limit. `Watch` is more precise; the
     # kernel ends a program that `Watch` checks too late.
@@ -178,6 +182,8 @@ def restrict(seal: Seal, request: dict[str, Any], keep: int) -> None:
 
 
 def _execute(arguments: list[str], environment: dict[str, str]) -> NoReturn:
+    # The interpreter ignores this signal, but other programs expect that it ends a writer whose reader has ended.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         os.execve(arguments[0], arguments, environment)
     except OSError as problem:

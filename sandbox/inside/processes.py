@@ -6,6 +6,7 @@ counted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -183,3 +184,25 @@ def mappings_without_name(proc: int, process: Process, scratch: str, most: int) 
             start, end = (int(number, 16) for number in addresses.split(b"-"))
             mappings.append(SharedMapping((device, inode), is_file, int(offset, 16) + end - start))
     return mappings
+
+
+def inner_number(proc: int, pid: int) -> int:
+    """The number of a process in its own process namespace; 0 if the process has ended."""
+    with contextlib.suppress(OSError):
+        for line in _read(proc, f"{pid}/status", 0).splitlines():
+            if line.startswith(b"NSpid:"):
+                return int(line.split()[-1])
+    return 0
+
+
+def thread_states(proc: int, pid: int) -> bytes:
+    """The states of a process's threads, a letter each (proc(5)); empty if the process has ended."""
+    states = b""
+    try:
+        threads = _list(proc, f"{pid}/task")
+    except OSError:
+        return states
+    for thread in threads:
+        with contextlib.suppress(OSError):  # the thread has ended
+            states += _read(proc, f"{pid}/task/{thread}/stat", 0).rpartition(b")")[2].split(None, 1)[0]
+    return states

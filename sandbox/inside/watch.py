@@ -125,7 +125,7 @@ class Watch:
             return ProgramStatus.MEMORY
         if cpu > limits["cpu_s"]:
             return ProgramStatus.CPU_TIME
-        if max(os.fstat(number).st_size for number in self._outputs) > limits["output_bytes"]:
+        if any(os.fstat(number).st_size > limits["output_bytes"] for number in self._outputs):
             return ProgramStatus.OUTPUT
         if not self._seal.private_root:
             # A directory that cannot be read counts as too full: a program may have made it unreadable.

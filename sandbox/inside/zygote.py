@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sandbox import visible
 from sandbox.group_meter import GroupMeter
-from sandbox.inside import cell, interpreter, memory_map
+from sandbox.inside import cell, interpreter, memory_map, serving
 from sandbox.inside.child import set_constant_limits
 from sandbox.inside.isolation import filesystem, kernel, layers
 from sandbox.inside.isolation.filesystem import SitePackage
@@ -64,6 +64,9 @@ class Zygote:
         # The limit of the supervisor's address space must not hold for programs, which have separate limits.
         most = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        # The zygote holds a descriptor of each cell.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         unreadable = self._run_where_others_can_read()
         self._join_control_group()
         self._packages = self._probe_packages()
@@ -212,7 +215,7 @@ class Zygote:
         seal = self._seal()
         self._control.send(isolation_to_json(record.active, record.missing))
         interpreter.settle()
-        serve(self._control, seal)
+        serving.serve(self._control, seal)
 
     def _seal(self) -> Seal:
         record = self._layers
@@ -268,28 +271,6 @@ def _wait_for_either(supervisor: int, inner: int) -> None:
     poll.poll()
     os.kill(inner, signal.SIGKILL)
     os.waitpid(inner, 0)
-
-
-def serve(control: socket.socket, seal: Seal) -> NoReturn:
-    """Clone a cell for every request until the supervisor closes the channel."""
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    cells: dict[int, int] = {}  # key: descriptor of the process; value: its process number
-    while True:
-        for descriptor, _ in poll.poll():
-            if descriptor in cells:
-                os.waitpid(cells.pop(descriptor), 0)
-                poll.unregister(descriptor)
-                os.close(descriptor)
-                continue
-            request, descriptors = cell.receive(control)
-            if request is None:
-                os._exit(0)
-            with socket.socket(fileno=descriptors[0]) as channel:
-                pid = cell.start(seal, channel, request, [control.fileno(), *cells])
-            handle = os.pidfd_open(pid)
-            cells[handle] = pid
-            poll.register(handle, select.POLLIN)
 
 
 def main() -> NoReturn:

@@ -150,6 +150,13 @@ def _sweep(parent: Path) -> None:
                 path.rmdir()
 
 
+def sweep_groups() -> None:
+    """Remove the empty groups of supervisors that were killed, wherever this process could make a group."""
+    parent = delegated_group()
+    for group in parent.parents if isinstance(parent, Delegated) else ():
+        _sweep(group)
+
+
 def delegated_group(
     own_groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/proc/self/mountinfo")
 ) -> Delegated | str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sandbox.outside.cell_handle import CellHandle, WorkerLost, limits_message
 from sandbox.outside.control_group import ControlGroup, delegated_group
@@ -69,7 +70,7 @@ class Worker:
         settings = self._settings
         passed = [theirs.fileno()]
         if Layer.CGROUP not in settings.without:
-            group = _make_group()
+            group = make_group()
             files = group if isinstance(group, str) else group.files
             settings = replace(settings, control_group=files or "none could be made")
             if isinstance(group, ControlGroup):
@@ -148,15 +149,29 @@ class Worker:
             return idle
         if self._group is not None:
             self._group.allow(limits)
+        ours = self.clone_cell(limits_message(limits), [])
+        kind = (limits.disk_bytes, limits.files)
+        return CellHandle(ours, self.isolation, lambda cell: self._keep(cell, kind))
+
+    def clone_cell(self, request: dict[str, Any], descriptors: list[int]) -> socket.socket:
+        """Start a cell; return the connection to it. Forks of the process that made the worker may call this too.
+
+        Args:
+            request: see `sandbox/inside/serving.py`.
+            descriptors: descriptors that a session's cell gets.
+
+        Raises:
+            WorkerLost: the worker is gone.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                socket.send_fds(self._control, [json.dumps(limits_message(limits)).encode()], [theirs.fileno()])
+                # A message is sent as a whole, so processes that share the socket do not disturb each other.
+                socket.send_fds(self._control, [json.dumps(request).encode()], [theirs.fileno(), *descriptors])
             except OSError as problem:
                 ours.close()
                 raise WorkerLost(f"the worker is gone: {problem}") from problem
-        kind = (limits.disk_bytes, limits.files)
-        return CellHandle(ours, self.isolation, lambda cell: self._keep(cell, kind))
+        return ours
 
     def close_idle_cells(self) -> None:
         """End the cells that are kept for the next program."""
@@ -172,8 +187,8 @@ class Worker:
             self._idle[kind] = cell
 
 
-def _make_group() -> ControlGroup | str:
-    """Make a control group for one worker. If this fails, return the reason."""
+def make_group() -> ControlGroup | str:
+    """Make a control group for a worker or a session. If this fails, return the reason."""
     parent = delegated_group()
     if isinstance(parent, str):
         return parent

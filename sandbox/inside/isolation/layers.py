@@ -17,7 +17,7 @@ NAMESPACES = {
     Layer.IPC_NAMESPACE: kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS,
     Layer.PRIVATE_ROOT: kernel.CLONE_NEWNS,
 }
-_INNER_ID = 1000  # the only user and group in the user namespace
+INNER_ID = 1000  # the only user and group in the user namespace
 FIRST_OWN_UID = 0x60000000  # above the numbers of accounts and container runtimes; the process number is added
 NO_CONTROL_GROUP = "delegate a control group with memory and pids (systemd: Delegate=yes and the program in a subgroup)"
 _NO_NAMESPACES = (
@@ -119,10 +119,15 @@ def enter_namespaces(flags: int, proc: int) -> None:
         kernel.unshare(kernel.CLONE_NEWCGROUP)  # hides the host's paths in /proc/self/cgroup
     if flags & kernel.CLONE_NEWUTS:
         socket.sethostname("sandbox")
+    map_user(uid, gid, proc)
+
+
+def map_user(uid: int, gid: int, proc: int) -> None:
+    """Map the user and group of the outer namespace into this process's new user namespace, as the only ones."""
     for name, text in (
         ("setgroups", "deny"),
-        ("uid_map", f"{_INNER_ID} {uid} 1"),
-        ("gid_map", f"{_INNER_ID} {gid} 1"),
+        ("uid_map", f"{INNER_ID} {uid} 1"),
+        ("gid_map", f"{INNER_ID} {gid} 1"),
     ):
         descriptor = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
         os.write(descriptor, text.encode())

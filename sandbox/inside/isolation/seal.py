@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sandbox.inside.isolation.syscall_filter import SyscallFilter
@@ -49,3 +49,7 @@ class Seal:
     proc: int
     processors: frozenset[int]
     meter: GroupMeter | None = None
+
+    def with_meter(self, meter: GroupMeter | None) -> Seal:
+        """The same layers with the meter of another control group."""
+        return replace(self, meter=meter)

@@ -51,6 +51,7 @@ _METADATA_CALLS = tuple(
 )
 # These calls are harmless if mounts are read-only and the scratch directory belongs to the cell.
 _OWN_METADATA_CALLS = ("chmod", "fchmod", "fchmodat", "utime", "utimes", "futimesat", "utimensat", "truncate")
+_ATTRIBUTE_CALLS = ("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr")
 _CLOCK_CALLS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
 _STATIC_CLOCKS = 0xFFFFFFF0  # bits that are set only in clock numbers of a given process or thread
 # sendmsg can pass descriptors to another process. Descriptors that are in transit belong to no process, so the watch
@@ -170,6 +171,9 @@ def _compile(process_namespace: bool, mounts: bool) -> bytes:
         add(refuse if call in ("mkdir", "mkdirat") and not mounts else allow, call)
     for call in _METADATA_CALLS:
         add(allow if mounts and call in _OWN_METADATA_CALLS else refuse, call)
+    # Programs that list files take this error as "no attributes", but ENOSYS as a failure.
+    for call in _ATTRIBUTE_CALLS:
+        add(pyseccomp.ERRNO(errno.ENOTSUP), call)
     # flock locks a file without the right to write to it, so two programs could communicate through a system file.
     add(pyseccomp.ERRNO(errno.ENOLCK), "flock")
     for call, flags in (("open", 1), ("openat", 2)):

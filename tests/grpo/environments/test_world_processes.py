@@ -424,7 +424,6 @@ def test_code_that_starts_a_thread_is_loaded_in_each_process(tmp_path) -> None:
         ("conversations.world_stand_ins:actin", {}, "has no 'actin'; did you mean 'acting'"),
         ("conversations.world_stand_ins:exiting", {}, "the process that forks the conversations' processes died"),
         ("conversations.world_stand_ins:hanging", {"start_s": 1.5}, "were not loaded within 1.5 s"),
-        (None, {"spec": WorldSpec(("python",))}, "the tools python and bash need a sandbox"),
         (None, {"spec": WorldSpec(("nowhere.py:search",))}, "the file 'nowhere.py' does not exist"),
         (None, {"spec": WorldSpec(environments=(EnvironmentSpec("maze", {"f": len}),))}, "maze"),
         (None, {"spec": WorldSpec(environments=(EnvironmentSpec("m", {"f": lambda: 1}),))}, "give plain data"),

@@ -370,7 +370,7 @@ class Sessions:
         self.opened.append((name, dict(settings)))
         return self
 
-    def run(self, code):
+    def run(self, code, most_s):
         self.ran.append(code)
         time.sleep(0.15 if code == "slow" else 0)
         return (
@@ -407,7 +407,7 @@ def test_programs_after_the_deadline_of_a_turn_do_not_run() -> None:
 
 def test_a_sandbox_that_fails_is_no_answer() -> None:
     class Broken(Sessions):
-        def run(self, code):
+        def run(self, code, most_s):
             raise RuntimeError("the sandbox is gone")
 
     world = make_world(WorldSpec(("python",)), {}, Broken())

@@ -130,7 +130,7 @@ class Session:
     settings: Mapping[str, Any]
     text: str = ""
 
-    def run(self, code: str) -> Session:
+    def run(self, code: str, most_s: float) -> Session:
         self.text = f"{self.name} {dict(self.settings)} {code}"
         return self
 
