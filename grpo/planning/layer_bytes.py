@@ -28,10 +28,11 @@ from grpo.policy.recompute import recompute
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that are alive, and their peak. Tensors in `known` do not count."""
+    """Counts the bytes of a device's tensors that are alive, and their peak. Tensors in `known` do not count."""
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, known: Iterable[Tensor] = (), device: Literal["meta", "cpu"] = "meta") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
         self.now = self.peak = 0
         self._alive = {tensor.untyped_storage()._cdata for tensor in known}
 
@@ -39,7 +40,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run an operator, and count the storages that it made."""
         result = operator(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.device.type == self._device:
                 self._count(tensor.untyped_storage())
         return result
 
@@ -186,7 +187,8 @@ def _model(policy: PreTrainedConfig, setting: LayerSetting, layers: int) -> PreT
     shape = copy.deepcopy(policy)
     shape.num_hidden_layers = layers
     if getattr(shape, "layer_types", None):
-        shape.layer_types = shape.layer_types[:layers]
+        # A policy may have only one layer.
+        shape.layer_types = (shape.layer_types * layers)[:layers]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, dtype=DTYPES[setting.dtype], attn_implementation=PACKED)
         if setting.lora:

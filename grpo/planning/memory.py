@@ -26,6 +26,7 @@ BUCKET_ELEMENTS, LIVE_PARAMETERS, SUB_GROUP_ELEMENTS = 500_000_000, 1_000_000_00
 # What a process takes on a GPU beside its tensors: CUDA's context, the kernels, and workspaces of cuBLAS and NCCL. This
 # is an assumption: nobody has measured it here.
 CUDA_BYTES = GIB
+BUCKETS = "DeepSpeed's buckets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ def learner_memory(
     # DeepSpeed computes the norm of each parameter's gradient in float64, and copies the gradients into one tensor.
     flat = shape.trained / shards[1] if policy.dtype == "float32" else 0.0
     flat = min(SUB_GROUP_ELEMENTS, shape.trained / shards[2]) if learner.zero_stage == 3 else flat
+    # Stages 1 and 2 make the bucket when the first gradient is there. Stage 3 keeps it all the time.
+    buckets = {BUCKETS: _buckets(shape, learner, size, device)}
     moments = {
         "the backward pass of the output head": {
             activations: kept + states_of_head,
@@ -96,6 +99,7 @@ def learner_memory(
             "a layer's backward pass": layer.again if any(again) else layer.backward,
             # The gradient of tied embeddings waits for its second half.
             gradient_of_head: size * embedding if shape.tied else 0.0,
+            **({} if learner.zero_stage == 3 else buckets),
         },
         "the optimizer step": {"the step's copies of gradients": 8 * embedding / whole + 4 * flat},
         "a push of the weights": {"buckets of a push": pushed},
@@ -138,7 +142,7 @@ def _states(
         here["reference policy"] = float(shape.parameters * size)
     if stage == 3:
         here["gathered weights"] = float(min(LIVE_PARAMETERS, shape.parameters) * size)
-    here["DeepSpeed's buckets"] = _buckets(shape, learner, size, device)
+        here[BUCKETS] = _buckets(shape, learner, size, device)
     if device == "cuda":
         here["CUDA"] = float(CUDA_BYTES)
     return here, host

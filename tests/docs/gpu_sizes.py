@@ -145,7 +145,7 @@ def _row(policy: str, number: int, size: int, settings: str, shape_folder: Path)
 
 
 def _gib(text: str) -> float:
-    """The figure at the begin of a text such as `35.41 GiB: weights 3.20, ...`."""
+    """The figure at the begin of a text such as `34.56 GiB: weights 3.20, ...`."""
     return float(text.split(" GiB")[0])
 
 

@@ -51,19 +51,19 @@ SLEEPING = {**SHARED, "sleep": True}
     ("keys", "share", "memory", "told", "certain"),
     [
         ({"device": "cpu"}, 0.5, Memory(None, 100 * GIB, 200 * GIB), "", True),
-        ({"device": "cpu"}, 0.5, Memory(None, 30 * GIB, 200 * GIB), "58.9 GiB, and 30.0 GiB are free", False),
-        ({"device": "cpu"}, 0.5, Memory(None, 30 * GIB, 40 * GIB), "58.9 GiB, and the machine has 40.0 GiB", True),
+        ({"device": "cpu"}, 0.5, Memory(None, 30 * GIB, 200 * GIB), "57.0 GiB, and 30.0 GiB are free", False),
+        ({"device": "cpu"}, 0.5, Memory(None, 30 * GIB, 40 * GIB), "57.0 GiB, and the machine has 40.0 GiB", True),
         # Somewhere else nothing is known.
         ({"device": "cpu", "address": "ray://there"}, 0.5, Memory(None, 1, 1), "", True),
         (ON_GPU, 0.5, Memory(None, 1, 1), "", True),
-        (ON_GPU, 0.5, Memory(52 * GIB, HOST, HOST), "", True),
-        (ON_GPU, 0.5, Memory(50 * GIB, HOST, HOST), "a learner rank needs about 50.9 GiB", True),
+        (ON_GPU, 0.5, Memory(50 * GIB, HOST, HOST), "", True),
+        (ON_GPU, 0.5, Memory(48 * GIB, HOST, HOST), "a learner rank needs about 49.0 GiB", True),
         (ON_GPU, 0.5, Memory(15 * GIB, HOST, HOST), "generator.gpu_memory_share=0.5 need about 8.0 GiB", True),
         # Beside a generator there is less.
-        (SHARED, 0.5, Memory(100 * GIB, HOST, HOST), "the generator on its GPU need about 100.9 GiB", True),
-        (SHARED, 0.5, Memory(102 * GIB, HOST, HOST), "", True),
-        (SLEEPING, 0.5, Memory(52 * GIB, HOST, HOST), "", True),
-        (SLEEPING, 0.5, Memory(51 * GIB, HOST, HOST), "a learner rank beside a sleeping generator", True),
+        (SHARED, 0.5, Memory(97 * GIB, HOST, HOST), "the generator on its GPU need about 97.5 GiB", True),
+        (SHARED, 0.5, Memory(99 * GIB, HOST, HOST), "", True),
+        (SLEEPING, 0.5, Memory(51 * GIB, HOST, HOST), "", True),
+        (SLEEPING, 0.5, Memory(49 * GIB, HOST, HOST), "a learner rank beside a sleeping generator", True),
         # Adam's 24 GiB and the generator's weights sleep in the host's memory.
         (SLEEPING, 0.5, Memory(60 * GIB, 31 * GIB, HOST), "needs about 32.0", False),
         # While it is pushed to, the generator is awake. Of the learner there are weights, CUDA and three buckets, and

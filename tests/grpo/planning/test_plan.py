@@ -191,12 +191,14 @@ def test_what_deepspeed_holds_beside_the_states(
 ) -> None:
     policy = PolicyConfig.model_validate({"path": "policy", "dtype": dtype})
     settings = LearnerConfig.model_validate({"ranks": 4, **learner})
-    large = dataclasses.replace(SHAPE, parameters=8_000_000_000, trained=8_000_000_000)
+    # A layer so large that its backward pass is the fullest moment.
+    layer = dataclasses.replace(LAYER, backward=1e12)
+    large = dataclasses.replace(SHAPE, parameters=8_000_000_000, trained=8_000_000_000, layer=layer)
     parts = device_parts(policy, settings, large)
     assert parts["DeepSpeed's buckets"] == elements and parts.get("gathered weights", 0) == gathered
     assert parts["CUDA"] == GIB
     # A CPU has no context, and pages that nobody writes to take no memory.
-    on_cpu = device_parts(policy, settings, device="cpu")
+    on_cpu = device_parts(policy, settings, dataclasses.replace(SHAPE, layer=layer), device="cpu")
     assert "CUDA" not in on_cpu and on_cpu["DeepSpeed's buckets"] == elements / 5e8 * 1000
 
 
@@ -205,7 +207,9 @@ def test_the_plan_is_that_of_the_fullest_moment() -> None:
 
     def moment(layer: LayerBytes, pushed: float = 0.0, **learner: Any) -> tuple[str, dict[str, float]]:
         shape = dataclasses.replace(SHAPE, layer=layer)
-        found = learner_memory(shape, policy, LearnerConfig(microbatch_tokens=1, **learner), None, "cuda", pushed)
+        found = learner_memory(
+            shape, policy, LearnerConfig(microbatch_tokens=1, zero_stage=3, **learner), None, "cuda", pushed
+        )
         return found.moment, dict(found.device)
 
     small, one_layer = LayerBytes(1, 1, 1, 1, 1), LayerBytes(1, 1, 1, 5000, 6000)
