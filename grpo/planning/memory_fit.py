@@ -80,7 +80,8 @@ def shortage(settings: config.TrainConfig | config.SftConfig, shape: PolicyShape
         if train:
             cache = train.generator.cpu_cache_gib * GIB
             needed += train.generator.replicas * (shape.parameters * bytes_of(train.policy) + cache)
-        return _in_host_memory("learner and generators together need", needed, memory)
+        what = "learner and generators together need" if train else "the learner needs"
+        return _in_host_memory(what, needed, memory)
     if memory.gpu is None:
         return None
     for what, needed, there in _on_the_gpu(train, shape, learner, memory.gpu):

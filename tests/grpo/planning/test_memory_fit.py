@@ -17,8 +17,8 @@ from grpo.planning import memory_fit
 from grpo.planning.layer_sizes import LayerBytes
 from grpo.planning.memory import GIB
 from grpo.planning.memory_fit import Memory, refusal, refuse_what_does_not_fit, shortage
-from grpo.planning.policy_shape import PolicyShape, architecture_of, planned_shape, shape_for
-from grpo.planning.remedies import remedies
+from grpo.planning.policy_shape import PolicyShape, _repeats, architecture_of, planned_shape, shape_for
+from grpo.planning.remedies import _kinds, remedies
 
 ROOT = Path(__file__).parents[3]
 HOST = 400 * GIB
@@ -137,6 +137,53 @@ def test_a_smaller_change_of_the_same_kind_does_not_fit(folders: dict[str, Path]
     assert not fits(job(folders["1.7B"], *keys, "learner.microbatch_tokens=8192"))
 
 
+def test_costs_are_arithmetic(folders: dict[str, Path]) -> None:
+    def cost(key: str, *keys: str) -> str:
+        settings = job(folders["1.7B"], *keys)
+        shape = planned_shape(settings)
+        assert shape is not None
+        return next(each.cost for kind in _kinds(settings, shape, 79 * GIB) for each in kind if key in each.keys)
+
+    # 1.72e9 parameters. 12 bytes each of the learner's and 2 of the generator's, out and back at 25 GB/s.
+    assert cost("cluster.sleep=true") == "+1.9 s a step, to move states out and back"
+    # 2 minibatches, at 1.2 ns a parameter and 6 bytes at 25 GB/s; with 8 threads an eighth of the first.
+    assert cost("learner.offload=optimizer").startswith("+5 s a step")
+    assert cost("learner.offload=optimizer", "learner.threads=8") == "+1.3 s a step, because Adam runs on the CPU"
+    # The weights twice, 2 bytes each, at 300 GB/s, beside 6 FLOPs for each of 16,384 tokens at 400 TFLOP/s.
+    apart = ("cluster.share_gpus=false", "learner.ranks=4")
+    assert cost("learner.zero_stage=3", *apart).endswith("up to +5 % of the learner's time")
+    assert cost("learner.zero_stage=2", *apart, "learner.zero_stage=1") == "same traffic between the ranks"
+    # 32 GiB beside 3.2 GiB of weights, in sequences of 0.16 GiB.
+    assert cost("generator.gpu_memory_share=0.2") == (
+        "76 longest sequences at a time in place of 173: up to +128 % of the time for sampling"
+    )
+    assert cost("learner.ranks=2").startswith("2 GPUs for the learner in place of 1")
+    # Weights fetched twice for each microbatch, over the bus to the host's memory.
+    assert cost("learner.offload=parameters").endswith("and +0.28 s a microbatch to fetch the weights")
+    assert cost("policy.dtype=bfloat16", "policy.dtype=float32").endswith("several times faster")
+    with pytest.raises(StopIteration):
+        cost("policy.dtype=bfloat16")
+
+
+def test_ranks_of_a_cpu_hold_what_they_offload_too() -> None:
+    nothing = LayerBytes(0, 0, 0, 0, 0)
+    shape = PolicyShape(2 * GIB, 2 * GIB, 1, vocabulary=1, hidden=1, layers=8, tied=True, layer=nothing)
+    learner = {"ranks": 2, "offload": "optimizer"}
+    settings = TrainConfig.model_validate({**TRAIN, "cluster": {"device": "cpu"}, "learner": learner})
+    short = shortage(settings, shape, Memory(None, GIB, HOST))
+    # Each rank: 8 GiB of weights, 8 of gradients, half of the 8 of the step's copy, and half of 12 + 8 bytes for each of
+    # 2 Gi parameters. The generator: 8 GiB, and its cache.
+    assert short is not None and "about 89.0 GiB" in short.text, short
+
+
+def test_attention_repeats_the_prompt_for_completions_of_a_microbatch(folders: dict[str, Path]) -> None:
+    # Prompts of 512 tokens, 8 completions of 1,024.
+    assert _repeats(job(folders["1.7B"])) == 8 * 1536 / (512 + 8 * 1024)
+    assert _repeats(job(folders["1.7B"], "learner.microbatch_tokens=4096")) == 3 * 1536 / (512 + 3 * 1024)
+    assert _repeats(job(folders["1.7B"], "learner.microbatch_tokens=1536")) == 1.0
+    assert _repeats(load(SftConfig, ROOT / "configs" / "quickstart_sft.yaml", [])) == 1.0
+
+
 def test_changes_that_exclude_each_other_are_not_proposed(folders: dict[str, Path]) -> None:
     # Sleeping generators cannot sample ahead.
     settings = job(folders["1.7B"], "rollout.max_policy_lag=1")
@@ -180,3 +227,15 @@ def test_training_starts_nothing_that_does_not_fit(
     ended = CliRunner().invoke(app, ["train", config, f"policy.path={folders['1.7B']}", folder])
     assert ended.exit_code == 2 and "does not fit the memory of this machine" in ended.output
     assert "learner.offload=optimizer" in ended.output and not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_starts_nothing_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the job began")
+
+    monkeypatch.setattr("grpo.run.recovery.with_recovery", never)
+    monkeypatch.setattr(memory_fit, "memory_here", lambda: Memory(None, GIB // 100, GIB // 100))
+    config, folder = str(ROOT / "configs" / "quickstart_sft.yaml"), f"run.folder={tmp_path / 'run'}"
+    ended = CliRunner().invoke(app, ["sft", config, folder])
+    assert ended.exit_code == 2 and "the learner needs about" in ended.output
+    assert not (tmp_path / "run").exists()

@@ -155,10 +155,30 @@ def test_the_size_of_a_policy(dtype: str, size: int) -> None:
 @pytest.mark.parametrize(("share", "kept"), [(0, 4 * 100), (0.25, 3 * 100 + 10), (0.5, 2 * 100 + 20), (1, 4 * 10)])
 def test_activations_are_those_of_a_share_of_the_layers(share: float, kept: int) -> None:
     policy = PolicyConfig.model_validate({"path": "policy", "dtype": "bfloat16"})
-    parts = device_parts(policy, LearnerConfig(gradient_checkpointing=share, microbatch_tokens=1))
+    small = dataclasses.replace(SHAPE, trained=1)
+    parts = device_parts(policy, LearnerConfig(zero_stage=3, gradient_checkpointing=share, microbatch_tokens=1), small)
     # Of the output head: the state of the only token, and its gradient.
-    head = 2 * 2 * 2 if "logits" in parts else 0
-    assert parts["activations of a microbatch"] == 7 + kept + head
+    assert parts["activations of a microbatch"] == 7 + kept + 2 * 2 * 2
+    assert parts["logits"] == 1.5 * 4 * 10 and parts["gradient of the output head"] == 8 * 10 * 2
+
+
+def test_tied_embeddings_wait_for_their_gradient() -> None:
+    policy = PolicyConfig.model_validate({"path": "policy", "dtype": "bfloat16"})
+    for tied in (True, False):
+        found = device_parts(policy, LearnerConfig(), dataclasses.replace(SHAPE, tied=tied))
+        assert "a layer's backward pass" in found and found.get("gradient of the output head", 0) == 2 * 20 * tied
+
+
+def test_the_step_copies_gradients() -> None:
+    def copied(dtype: str, **learner: Any) -> float:
+        policy = PolicyConfig.model_validate({"path": "policy", "dtype": dtype})
+        # So many parameters that the bucket is smaller than these copies.
+        large = dataclasses.replace(SHAPE, trained=8_000_000_000)
+        return device_parts(policy, LearnerConfig(**learner), large)["the step's copies of gradients"]
+
+    # The norm of the embedding's gradient in float64, and one tensor of all gradients where there are several.
+    assert copied("bfloat16", zero_stage=3, ranks=4) == 8 * 20 / 4 + 4 * 1e9
+    assert copied("float32") == 8 * 20 + 4 * 8e9
 
 
 def test_the_parts_of_a_learner_rank() -> None:
