@@ -171,8 +171,8 @@ def test_ranks_of_a_cpu_hold_what_they_offload_too() -> None:
     learner = {"ranks": 2, "offload": "optimizer"}
     settings = TrainConfig.model_validate({**TRAIN, "cluster": {"device": "cpu"}, "learner": learner})
     short = shortage(settings, shape, Memory(None, GIB, HOST))
-    # Each rank: 8 GiB of weights, 8 of gradients, half of the 8 of the step's copy, and half of 12 + 8 bytes for each of
-    # 2 Gi parameters. The generator: 8 GiB, and its cache.
+    # Each rank: 8 GiB of weights, 8 of gradients, half of the 8 of the step's copy, and half of 12 + 8 bytes a
+    # parameter. The generator: 8 GiB, and its cache.
     assert short is not None and "about 89.0 GiB" in short.text, short
 
 
