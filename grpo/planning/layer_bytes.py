@@ -63,7 +63,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query_KHD: Tensor, key_KHD: Tensor, value_KHD: Tensor) -> Tensor:
-        output_KHD = torch.empty_like(query_KHD)
+        # In some policies, values have another size than queries.
+        output_KHD = query_KHD.new_empty(*query_KHD.shape[:2], value_KHD.shape[2])
         log_sum_KH = query_KHD.new_empty(query_KHD.shape[:2], dtype=torch.float32)
         ctx.save_for_backward(query_KHD, key_KHD, value_KHD, output_KHD, log_sum_KH)
         return output_KHD
@@ -193,6 +194,9 @@ def _model(policy: PreTrainedConfig, setting: LayerSetting, layers: int) -> PreT
         model = AutoModelForCausalLM.from_config(shape, dtype=DTYPES[setting.dtype], attn_implementation=PACKED)
         if setting.lora:
             add_adapters(model, setting.lora, seed=0)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # As `load_model` does.
     for parameter in model.parameters():
         if parameter.requires_grad:
             # DeepSpeed takes the gradient into its bucket as soon as it is there.

@@ -221,7 +221,8 @@ def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, sh
     adapters = f"; only the {shape.trained:,} of adapters of rank {lora.rank} are trained" if lora else ""
     table.add_row("policy", f"{shape.parameters:,} parameters{adapters}")
     learner = planned_memory(settings, shape)
-    table.add_row("a learner rank", f"{_parts(learner.device)}; in {learner.moment}")
+    without = f"; activations are not counted, because {shape.unmeasured}" if shape.unmeasured else ""
+    table.add_row("a learner rank", f"{_parts(learner.device)}; in {learner.moment}{without}")
     if learner.host:
         table.add_row("in the host's memory", _parts(learner.host))
     if isinstance(settings, config.TrainConfig):

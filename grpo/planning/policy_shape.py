@@ -26,8 +26,13 @@ else:
     torch, transformers = deferred("torch"), deferred("transformers")
 
 # What was measured and counted before, by everything that decides it. The search for settings that fit asks often.
-_LAYERS: dict[tuple[object, ...], LayerBytes] = {}
+_LAYERS: dict[tuple[object, ...], tuple[LayerBytes, str]] = {}
 _COUNTS: dict[tuple[object, ...], tuple[int, int]] = {}
+
+
+# What the code of a policy raises if it reads numbers, or has parts that the measurement does not know. A run may still
+# be possible. A `ValueError` comes from our attention, which a run has too.
+_NOT_ON_META = (AttributeError, KeyError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class PolicyShape:
         layers: number of layers.
         tied: whether the output head has the embedding's weights.
         layer: what a layer needs for a microbatch of the learner.
+        unmeasured: why `layer` is all zeros; empty if it was measured.
     """
 
     parameters: int
@@ -54,6 +60,7 @@ class PolicyShape:
     layers: int
     tied: bool
     layer: LayerBytes
+    unmeasured: str = ""
 
 
 def bytes_of(policy: config.PolicyConfig) -> int:
@@ -138,10 +145,11 @@ def _shape(
     size = bytes_of(policy)
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    unmeasured = ""
     if isinstance(shape, PlainConfig) and device == "cpu" and learner.lora is None:
         layer = plain_layer(shape, size, sequence_tokens(learner))
     else:
-        layer = _measured(policy, learner, shape, device, repeats)
+        layer, unmeasured = _measured(policy, learner, shape, device, repeats)
     return PolicyShape(
         parameters=parameters,
         trained=trained,
@@ -151,6 +159,7 @@ def _shape(
         layers=shape.num_hidden_layers,
         tied=bool(getattr(shape, "tie_word_embeddings", False)),
         layer=layer,
+        unmeasured=unmeasured,
     )
 
 
@@ -185,7 +194,8 @@ def _measured(
     shape: Architecture,
     device: Device,
     repeats: float,
-) -> LayerBytes:
+) -> tuple[LayerBytes, str]:
+    """Return what a layer needs, and why it could not be measured (empty if it could)."""
     from grpo.planning.layer_bytes import LayerSetting, measured_layer
 
     whole, tokens = _whole(policy, shape), max(1, round(sequence_tokens(learner)))
@@ -193,7 +203,13 @@ def _measured(
     setting = LayerSetting(policy.dtype, kernels, repeats, learner.lora)
     key = (whole.to_json_string(), setting, tokens)
     if key not in _LAYERS:
-        _LAYERS[key] = measured_layer(whole, setting, tokens)
+        try:
+            _LAYERS[key] = measured_layer(whole, setting, tokens), ""
+        except _NOT_ON_META as failure:
+            reason = (
+                f"the code of {whole.model_type} does not run on the meta device: {type(failure).__name__}: {failure}"
+            )
+            _LAYERS[key] = LayerBytes(0, 0, 0, 0, 0), reason
     return _LAYERS[key]
 
 

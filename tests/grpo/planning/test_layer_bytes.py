@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
-from transformers import Qwen2Config, Qwen3Config
+from transformers import DeepseekV3Config, FalconConfig, Qwen2Config, Qwen3Config
 
-from grpo.config import LearnerConfig, LoraConfig, PolicyConfig
+from grpo.config import LearnerConfig, LoraConfig, PolicyConfig, TrainConfig
 from grpo.planning.layer_bytes import LayerSetting, LiveBytes, measured_layer
 from grpo.planning.layer_sizes import LayerBytes, plain_layer
-from grpo.planning.memory import GIB, _head, learner_memory
-from grpo.planning.policy_shape import PolicyShape, shape_of
+from grpo.planning.memory import GIB, _head, add_memory, learner_memory
+from grpo.planning.plan_tables import new_table
+from grpo.planning.policy_shape import PolicyShape, planned_shape, shape_of
 from grpo.policy.flops import LOGIT_BYTES
 from grpo.policy.head import Entropy, LogprobHead
 from grpo.policy.plain import PlainConfig
@@ -168,6 +171,34 @@ def test_the_head_needs_what_the_plan_says(dtype: str, chunks: int, entropy: Ent
     shape = PolicyShape(0, 0, 0, vocabulary, hidden, 1, True, LayerBytes(0, 0, 0, 0, 0))
     by_plan = sum(_head(shape, size, frozen, tokens, entropy == "gradient")) + size * hidden * tokens
     assert by_plan == pytest.approx(live.peak, rel=0.05 if not frozen else 0.25)
+
+
+def test_a_policy_that_cannot_be_measured_is_planned_without_activations(tmp_path: Path) -> None:
+    # Its code does not ask the registry of attention for `packed` in the way that others do.
+    FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=100).save_pretrained(tmp_path)
+    settings = TrainConfig.model_validate(
+        {
+            "run": {"folder": "run"},
+            "policy": {"path": str(tmp_path)},
+            "data": {"path": "rows.jsonl"},
+            "verifiers": [{"name": "answer", "use": "numeric"}],
+            "train": {"steps": 1},
+            "cluster": {"device": "gpu"},
+        }
+    )
+    shape = planned_shape(settings)
+    assert shape is not None and shape.layer.kept == 0
+    printed = StringIO()
+    Console(file=printed, width=1000).print(add_memory(new_table("memory"), settings, shape))
+    assert "activations are not counted, because the code of falcon does not run" in printed.getvalue()
+
+
+def test_values_of_another_size_than_queries() -> None:
+    shape = DeepseekV3Config(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        first_k_dense_replace=2, vocab_size=100,
+    )  # fmt: skip
+    assert measured_layer(shape, LayerSetting("bfloat16"), 256).kept > 0
 
 
 def test_live_bytes_end_when_the_last_user_ends() -> None:
