@@ -24,6 +24,10 @@ class ClusterConfig(Section):
     address: str | None = None
     """Address of a running Ray cluster; `auto` finds a local cluster. None starts a cluster for this run, on
     loopback."""
+    check_memory: Literal["refuse", "warn"] = "refuse"
+    """Fate of a job that needs more memory than this machine has, by the plan that `grpo check` prints. `refuse`: it
+    does not start. `warn`: `grpo check` warns, and the job starts. Of a running cluster (`address`) nothing is known
+    before."""
     start_deadline_s: Seconds = 900.0
     """Longest wait until all actors are up, in seconds."""
     step_deadline_s: Seconds = 1800.0
