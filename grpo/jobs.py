@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.cluster.start_up import without_collector
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import load, read
+from grpo.start_up import without_collector
 from grpo.terminal import Terminal, literal
 
 if TYPE_CHECKING:

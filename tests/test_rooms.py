@@ -33,7 +33,7 @@ ORDER = (
     {"terminal"},
     {"rewards"},
     {"sandbox"},
-    {"addresses", "deferred", "files", "messages", "package_finder", "visible"},
+    {"addresses", "deferred", "files", "messages", "package_finder", "start_up", "visible"},
 )
 LARGEST_FOLDER = 20
 ENGINES = {"ray", "vllm", "deepspeed"}

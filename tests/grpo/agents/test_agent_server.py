@@ -79,7 +79,10 @@ def test_the_openai_client_plays_turns_with_tools(
     second = client.chat.completions.create(model="policy", messages=messages, tools=[ADD], temperature=1.0)
     assert second.choices[0].message.content == "It is 5." and second.choices[0].finish_reason == "stop"
     asked = policy.asked[before:]
-    assert second.usage.prompt_tokens == len(asked[1][1]) and [key for key, *_ in asked] == [1, 1]
+    usage = second.usage
+    assert usage.prompt_tokens == len(asked[1][1]) and usage.completion_tokens == len("It is 5.") + 1
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert first.id != second.id and [key for key, *_ in asked] == [1, 1]
     played = conversation.record.result(ConversationEnd.OVER)
     assert played.completion.further == () and played.prompt_ids == asked[0][1]
     whole = played.prompt_ids + played.completion.token_ids
@@ -152,6 +155,8 @@ def test_what_cannot_be_honoured_is_refused_in_openais_form(
     assert answer.status_code == status and answer.headers["x-should-retry"] == "false"
     error = answer.json()["error"]
     assert words in error["message"] and error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == ("invalid_request_error" if status == 400 else "not_found_error")
+    assert error["param"].startswith(next(iter(fields)))
     assert opened[1].record.result(ConversationEnd.OVER) is None
 
 
@@ -208,6 +213,19 @@ def test_after_a_limit_calls_are_refused(running: Serving, renderer: Any) -> Non
         with pytest.raises(openai.APIStatusError, match="the conversation is over"):
             client.chat.completions.create(model="policy", messages=HI)
     assert conversation.record.ended is ConversationEnd.TURNS
+    running.end(secret)
+
+
+def test_after_a_limit_a_call_that_begins_anew_is_refused(running: Serving, renderer: Any) -> None:
+    secret, conversation = running.open(3, small_record(renderer, max_context=100))
+    client = client_of(running, secret)
+    first = client.chat.completions.create(model="policy", messages=HI).choices[0].message
+    continued = [*HI, first, {"role": "user", "content": "long " * 20}]
+    for messages in (continued, [{"role": "user", "content": "Hi again"}]):
+        with pytest.raises(openai.APIStatusError, match="the conversation is over") as refused:
+            client.chat.completions.create(model="policy", messages=messages)
+        assert refused.value.status_code == 410
+    assert conversation.record.ended is ConversationEnd.TOKENS
     running.end(secret)
 
 

@@ -58,8 +58,6 @@ def fail(text: str) -> None:
 
 def start_a_child(text: str) -> Answer:
     child = subprocess.Popen(["sleep", "1000"])
-    if text == "and die":
-        os.kill(os.getpid(), signal.SIGKILL)
     return Answer((ChatMessage("user", f"{child.pid}"),))
 
 
@@ -76,6 +74,12 @@ def send(data: bytes) -> None:
 
 def send_later(text: str) -> None:
     threading.Timer(0.05, send, [b"\x02\0\0\0[]"]).start()
+
+
+def hang_up(text: str) -> None:
+    """Close the connection, and live on."""
+    os.close(connection_of_this_process())
+    time.sleep(1000)
 
 
 ACTIONS: dict[str, Callable[[str], Any]] = {
@@ -99,8 +103,8 @@ ACTIONS: dict[str, Callable[[str], Any]] = {
     "bare": lambda text: eval(text),
     "score": lambda text: WorldReward(eval(text)),
     "child": start_a_child,
+    "hang-up": hang_up,
     "fork-and-die": fork_and_die,
-    "folder": lambda text: Answer((ChatMessage("user", os.getcwd()),)),
 }
 
 
