@@ -153,10 +153,10 @@ def test_forks_share_their_prefix_and_each_token_carries_loss_once(
 ) -> None:
     client = Client(small_record(renderer), policy)
     first = client.say([USER], "Left or right?")
-    left = [USER, first, {"role": "user", "content": "left"}]
-    second = client.say(left, "Going left")
+    branch = [USER, first, {"role": "user", "content": "left"}]
+    second = client.say(branch, "Going left")
     client.say([USER, first, {"role": "user", "content": "right"}], "Going right")
-    client.say([*left, second, {"role": "user", "content": "on"}], "There")
+    client.say([*branch, second, {"role": "user", "content": "on"}], "There")
     played = client.played()
     (fork,) = played.completion.further
     start = len(client.prompts[0])
@@ -198,10 +198,10 @@ def test_results_of_parallel_calls_stand_in_the_order_of_the_calls(
 ) -> None:
     client = Client(small_record(renderer), policy)
     first = client.say([USER], CALL + "\n" + CALL, tools=[ADD])
-    one, two = (call["id"] for call in first["tool_calls"])
+    first_id, second_id = (call["id"] for call in first["tool_calls"])
     results = [
-        {"role": "tool", "tool_call_id": two, "content": "second"},
-        {"role": "tool", "tool_call_id": one, "content": "first"},
+        {"role": "tool", "tool_call_id": second_id, "content": "second"},
+        {"role": "tool", "tool_call_id": first_id, "content": "first"},
     ]
     client.say([USER, first, *results], "Done", tools=[ADD])
     text = policy.text(client.prompts[1])

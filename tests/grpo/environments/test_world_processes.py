@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conversations.running import dies
 
 from grpo.environments.contract import Answer, Event, Opening, WorldFailed
 from grpo.environments.processes import WorldProcesses
@@ -103,15 +104,6 @@ def processes_of_conversations() -> set[int]:
     return {each.pid for nursery in nurseries() for each in nursery.children()}
 
 
-def gone(pid: int) -> bool:
-    until = time.monotonic() + WAIT_S
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 def test_a_conversation_lives_in_its_process_from_opening_to_reward(worlds) -> None:
     worlds.open(1, {"question": "Which?", "when": (1, b"bytes", 2.5)})
     assert event_of(worlds, 1) == Opening((ChatMessage("user", "Which?"),))
@@ -126,7 +118,7 @@ def test_a_conversation_lives_in_its_process_from_opening_to_reward(worlds) -> N
     assert said(worlds, 2, "c").messages[0].content.split()[1] not in (pid, str(os.getpid()))
     worlds.close(1)
     assert event_of(worlds, 1) == WorldReward(1.0, {"turns": 2.0}, (0.5, 0.5))
-    assert gone(int(pid))
+    assert dies(int(pid))
     opened(worlds, 1)  # The key is free.
     worlds.abandon(1)
     worlds.abandon(2)
@@ -230,7 +222,7 @@ def test_a_deadline_kills_one_process(hasty, place: str) -> None:
         time.sleep(0.01)
     failure = event_of(hasty, 1)
     assert isinstance(failure, WorldFailed) and failure.status == "timeout"
-    assert all(gone(each) for each in new)
+    assert all(dies(each) for each in new)
     assert "took longer than 0.2 s (conversation.tool_deadline_s)" in failure.reason
     assert int(said(hasty, 2, "").messages[0].content.split()[1]) == pid
 
@@ -288,7 +280,7 @@ def test_children_of_a_tool_die_with_their_conversation(worlds, hasty) -> None:
             assert isinstance(event_of(worlds, 1), WorldReward)
         else:
             assert isinstance(said(worlds, 1, "die"), WorldFailed)
-        assert gone(child)
+        assert dies(child)
 
 
 def test_prints_go_to_the_log_and_not_to_the_terminal(tmp_path, capfd) -> None:
@@ -374,7 +366,7 @@ def test_the_end_leaves_no_process_and_no_descriptor(tmp_path) -> None:
     worlds.stop()
     assert set(psutil.Process().children(recursive=True)) <= before
     assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert gone(child)
+    assert dies(child)
 
 
 def test_descriptors_and_processes_do_not_grow_with_conversations(tmp_path) -> None:
@@ -405,7 +397,7 @@ def test_a_nursery_that_dies_is_replaced(tmp_path) -> None:
         failure = event_of(worlds, 2)
         assert isinstance(failure, WorldFailed) and failure.status == "error"
         assert "the process that forks the conversations' processes died" in failure.reason
-        assert gone(sleeping)
+        assert dies(sleeping)
         assert isinstance(said(worlds, 1, "and now?"), WorldFailed)
         opened(worlds, 3)  # In the new nursery.
         assert isinstance(said(worlds, 3, "here"), Answer)
@@ -537,6 +529,6 @@ def test_all_processes_die_with_the_driver(tmp_path) -> None:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
         try:
-            assert all(gone(pid) for pid in pids)
+            assert all(dies(pid) for pid in pids)
         finally:
             os.kill(holder, signal.SIGKILL)

@@ -21,18 +21,18 @@ class ActingWorld:
 
     def open(self, row: Mapping[str, Any]) -> Opening:
         self.row, self.turns = row, 0
-        found = act(row.get("open", ""))
-        return found if found is not None else Opening((ChatMessage("user", f"{row.get('question', '')}"),))
+        result = act(row.get("open", ""))
+        return result if result is not None else Opening((ChatMessage("user", f"{row.get('question', '')}"),))
 
     def answer(self, turn: ChatMessage) -> Any:
         self.turns += 1
-        found = act(turn.content)
+        result = act(turn.content)
         said = f"{self.turns} {os.getpid()} {[getattr(call, 'arguments', call) for call in turn.calls]}"
-        return Answer((ChatMessage("user", said),), reward=0.5) if found is None else found
+        return Answer((ChatMessage("user", said),), reward=0.5) if result is None else result
 
     def close(self) -> WorldReward:
-        found = act(self.row.get("close", ""))
-        return found if found is not None else WorldReward(1.0, {"turns": float(self.turns)}, (0.5,) * self.turns)
+        result = act(self.row.get("close", ""))
+        return result if result is not None else WorldReward(1.0, {"turns": float(self.turns)}, (0.5,) * self.turns)
 
 
 def act(action: str) -> Any:
