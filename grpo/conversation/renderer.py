@@ -89,6 +89,14 @@ class ChatRenderer:
         """Return the number of tokens of a text, in which special tokens are ordinary text."""
         return len(self._plain.encode(text)) if text else 0
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text as a policy writes it: special tokens in it stand for themselves."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, with the special tokens among them."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
     def turn_message(self, turn: Segment) -> ChatMessage:
         """Return a sampled turn as a message, with its calls."""
         text = self._turn_text(turn)

@@ -43,12 +43,12 @@ def show_first_prompt(
     """
     text = as_read(prompt, tokenizer)
     console.print(literal(f"first {name} prompt, as the policy reads it ({len(prompt.token_ids):,} tokens)", "bold"))
-    _print_lines(text, _PROMPT_CHARACTERS, console, full=full)
+    print_lines(text, _PROMPT_CHARACTERS, console, full=full)
     if prompt.text not in text:
         console.print(literal("  its text, which the tokenizer changes", "yellow"))
-        _print_lines(prompt.text, _PROMPT_CHARACTERS, console, full=full)
+        print_lines(prompt.text, _PROMPT_CHARACTERS, console, full=full)
     console.print(literal("  its reference answer", "dim"))
-    _print_lines(str(prompt.reference), _REFERENCE_CHARACTERS, console, full=full)
+    print_lines(str(prompt.reference), _REFERENCE_CHARACTERS, console, full=full)
 
 
 def show_first_row(row: TrainingSequence, tokenizer: PreTrainedTokenizerBase, console: Console, *, full: bool) -> None:
@@ -62,20 +62,21 @@ def show_first_row(row: TrainingSequence, tokenizer: PreTrainedTokenizerBase, co
     """
     read, learned = row.token_ids[: row.prompt_length], row.token_ids[row.prompt_length :]
     console.print(literal(f"first training row, as the policy reads it ({len(row.token_ids):,} tokens)", "bold"))
-    _print_lines(_decoded(read, tokenizer), _PROMPT_CHARACTERS, console, full=full)
+    print_lines(_decoded(read, tokenizer), _PROMPT_CHARACTERS, console, full=full)
     console.print(literal(f"  the part that carries loss ({len(learned):,} tokens, with the end token)", "dim"))
-    _print_lines(_decoded(learned, tokenizer), _PROMPT_CHARACTERS, console, full=full, mark="> ")
+    print_lines(_decoded(learned, tokenizer), _PROMPT_CHARACTERS, console, full=full, mark="> ")
 
 
 def show_first_turn(turn: SupervisedTurn, console: Console, *, full: bool) -> None:
     """Print a supervised row of a policy that has no tokenizer yet, as `show_first_row` does."""
     console.print(literal("first training row, as the policy reads it", "bold"))
-    _print_lines(str(turn.messages[-1]["content"]), _PROMPT_CHARACTERS, console, full=full)
+    print_lines(str(turn.messages[-1]["content"]), _PROMPT_CHARACTERS, console, full=full)
     console.print(literal("  the part that carries loss (the end token follows it)", "dim"))
-    _print_lines(turn.response, _PROMPT_CHARACTERS, console, full=full, mark="> ")
+    print_lines(turn.response, _PROMPT_CHARACTERS, console, full=full, mark="> ")
 
 
-def _print_lines(text: str, most: int, console: Console, *, full: bool, mark: str = "| ") -> None:
+def print_lines(text: str, most: int, console: Console, *, full: bool, mark: str = "| ") -> None:
+    """Print the lines of a text, each after a mark; without `full`, at most `most` characters."""
     cut = len(text) - most if not full and len(text) > most else 0
     for line in text[: len(text) - cut].split("\n"):
         console.print(Padding(literal(mark, "dim") + literal(line, "" if mark == "| " else "green"), (0, 0, 0, 2)))

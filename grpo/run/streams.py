@@ -6,10 +6,10 @@ All three have the same interface. So the loop does not depend on what answers t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from grpo.agents.agents import Agents
 from grpo.agents.program import AgentProgram
@@ -81,6 +81,11 @@ class Streams:
         return bool(self._settings.tools or self._settings.environment)
 
     @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """Schemas of the tools after `start`; empty if there are none, or if a program has its own."""
+        return self._worlds[TRAINING].tools if TRAINING in self._worlds else ()
+
+    @property
     def _plays_agent(self) -> bool:
         return any(each.use == AGENT for each in self._settings.environment)
 
@@ -94,7 +99,7 @@ class Streams:
             program = self._settings.environment[0]
             AgentProgram(program.command, program.variables)
         if self.talks:
-            self._chat()
+            _ = self.chat
         if self.talks and not self._plays_agent:
             self._worlds_for(TRAINING)
 
@@ -120,7 +125,7 @@ class Streams:
         return Conversations(
             turns,
             self._worlds_for(use),
-            self._chat(),
+            self.chat,
             ConversationLimits(
                 prompt_tokens=self._prompt_tokens,
                 turns=limits.max_turns,
@@ -132,7 +137,13 @@ class Streams:
             sampling.samples,
         )
 
-    def _chat(self) -> ChatRenderer:
+    @property
+    def chat(self) -> ChatRenderer:
+        """The policy's chat template for conversations.
+
+        Raises:
+            ValueError: the policy has no chat template that can be used.
+        """
         if self._renderer is None:
             self._renderer = make_renderer(self._policy_path, self._settings.conversation)
         return self._renderer
