@@ -210,6 +210,11 @@ class TrainConfig(Section):
         evaluation = self.evaluation
         if evaluation is None:
             return []
+        if evaluation.mode == "background" and (self.tools or self.environment):
+            return [
+                "evaluation.mode=background asks single questions, and plays no conversations; use mode=inline, which "
+                "plays the run's tools and environments"
+            ]
         if evaluation.mode == "background" and self.verifiers[0].when:
             return [
                 "evaluation.mode=background uses only the first verifier, which has a `when`; use mode=inline, or "

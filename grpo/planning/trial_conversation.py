@@ -36,6 +36,8 @@ _VALUES: Mapping[str, Any] = {
     "null": None,
 }
 _SHOWN = 600
+# Turns of the conversation, beside those of the config's tools.
+_TURNS = 3
 
 
 class StandIn:
@@ -101,7 +103,9 @@ def show_trial(settings: config.TrainConfig, prompts: Sequence[Prompt], console:
         RuntimeError: the conversation fails again and again before its first turn.
     """
     check_prompts(settings, prompts)
-    rollout = settings.rollout
+    rollout, limits = settings.rollout, settings.conversation
+    turns = min(limits.max_turns, len(settings.tools) + _TURNS)
+    settings = settings.model_copy(update={"conversation": limits.model_copy(update={"max_turns": turns})})
     with (
         TemporaryDirectory(prefix="grpo-check-") as folder,
         Streams(settings, local_or_hub(settings.policy), rollout.max_prompt_tokens, Path(folder)) as streams,
