@@ -1,4 +1,4 @@
-"""The part of `grpo check` that plays a conversation: with the run's tools, environment or program, and without a policy.
+"""The part of `grpo check` that plays a conversation: with the run's tools, environment or program, without a policy.
 
 A stand-in speaks in place of the policy: it calls each tool once, and then answers.
 """
