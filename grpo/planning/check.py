@@ -30,7 +30,6 @@ from grpo.planning.memory_fit import memory_here, refusal, shortage
 from grpo.planning.plan_tables import actors_table, batch_table, new_table, objective_table
 from grpo.planning.policy_shape import architecture_of, shape_for
 from grpo.planning.refusals import checked_tokenizer
-from grpo.planning.trial_conversation import show_trial
 from grpo.terminal import literal
 from grpo.visible import visible
 from rewards.selection import check_rows
@@ -218,6 +217,9 @@ def _check_training_data(
         if problem := unknown_characters(name, prompt_set.prompts, tokenizer):
             warnings.append(problem)
     if prompts and (settings.tools or settings.environment):
+        # A check of single turns imports no torch.
+        from grpo.planning.trial_conversation import show_trial
+
         show_trial(settings, [each for part in prompts.values() for each in part.prompts], console, full=full)
     isolation = isolation_table(settings.verifiers, new_table("sandbox"))
     if isolation is not None:

@@ -9,9 +9,8 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from grpo.agents.agents import Agents
 from grpo.agents.program import AgentProgram
 from grpo.agents.record import AgentLimits
 from grpo.config.conversation import AGENT, ConversationConfig, EnvironmentConfig
@@ -24,6 +23,9 @@ from grpo.rollout.agent_conversations import AgentCalls, AgentConversations
 from grpo.rollout.collector import RequestStream
 from grpo.rollout.conversations import ConversationLimits, Conversations, messages_of
 from grpo.types import Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from grpo.agents.agents import Agents
 
 # Uses of streams.
 TRAINING, HELD_OUT = "training", "held_out"
@@ -162,6 +164,9 @@ class Streams:
         return self._worlds[use]
 
     def _agents_for(self, use: str, sampling: SamplingParams) -> tuple[Agents, AgentCalls]:
+        # The server imports FastAPI, which runs without programs do not need.
+        from grpo.agents.agents import Agents
+
         if use not in self._agents:
             limits, program = self._settings.conversation, self._settings.environment[0]
             calls = AgentCalls()

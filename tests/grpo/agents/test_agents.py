@@ -291,7 +291,8 @@ print(json.dumps({"answer": result.final_output}))
 
 def test_openai_agents_plays_with_its_tools(tmp_path: Path) -> None:
     """The framework of the package openai-agents, which is no dependency: `pip install openai-agents` for this test."""
-    pytest.importorskip("agents", reason="openai-agents is not installed")
+    # `agents` alone is also the name of the folder of this file.
+    pytest.importorskip("agents.run", reason="openai-agents is not installed")
     ended = only_end(
         WITH_AGENTS,
         tmp_path,
