@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.cluster.start_up import without_collector
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import load, read
+from grpo.start_up import without_collector
 from grpo.terminal import Terminal, literal
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
         The run, read from its folder.
 
     Raises:
-        ValueError: the config does not fit the data, the policy, the folder or the cluster.
+        ValueError: the config does not fit the data, the policy, the folder, the memory or the cluster.
         RuntimeError: the run cannot continue, for example because verifiers fail too often or a weight push failed.
         TimeoutError: a deadline passed; the message names the operation.
     """
@@ -72,6 +72,7 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
     steps, title, console = config.train.steps, f"GRPO {Path(config.run.folder).name}", _terminal(show)
     _say_loading(console, title, "reads the data and starts Ray", config.run.folder)
     with without_collector():
+        from grpo.planning.memory_fit import refuse_what_does_not_fit
         from grpo.report.progress import open_progress
         from grpo.run.background_evaluation import owes_evaluations
         from grpo.run.folder import is_finished
@@ -80,6 +81,7 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
         from grpo.train_loop import train as loop
 
     if owes_evaluations(config) or not is_finished(config.run, steps):
+        refuse_what_does_not_fit(config)
         with_recovery(config, lambda: open_progress(title, total_steps=steps, console=console), loop)
     return read_run(config.run.folder)
 
@@ -101,7 +103,7 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
         The run, read from its folder; its `policy` is the fine-tuned policy.
 
     Raises:
-        ValueError: the config does not fit the data, the policy, the folder or the cluster.
+        ValueError: the config does not fit the data, the policy, the folder, the memory or the cluster.
         RuntimeError: the run cannot continue.
         TimeoutError: a deadline passed; the message names the operation.
     """
@@ -109,6 +111,7 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
     steps, title, console = config.sft.steps, f"SFT {Path(config.run.folder).name}", _terminal(show)
     _say_loading(console, title, "reads the data and starts Ray", config.run.folder)
     with without_collector():
+        from grpo.planning.memory_fit import refuse_what_does_not_fit
         from grpo.report.display import SFT_FIELDS
         from grpo.report.progress import open_progress
         from grpo.run.folder import is_finished
@@ -117,6 +120,7 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
         from grpo.sft_loop import sft as loop
 
     if not is_finished(config.run, steps):
+        refuse_what_does_not_fit(config)
         with_recovery(
             config,
             lambda: open_progress(title, total_steps=steps, fields=SFT_FIELDS, console=console),

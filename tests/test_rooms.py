@@ -33,7 +33,7 @@ ORDER = (
     {"terminal"},
     {"rewards"},
     {"sandbox"},
-    {"addresses", "deferred", "files", "messages", "package_finder", "visible"},
+    {"addresses", "deferred", "files", "messages", "package_finder", "start_up", "visible"},
 )
 LARGEST_FOLDER = 20
 ENGINES = {"ray", "vllm", "deepspeed"}
@@ -81,6 +81,8 @@ ROOMS = {
 PRIVATE = {
     "grpo/cluster/session.py": "ray",
     "grpo/weights/group.py": "torch",
+    # A dispatch mode sees every operator. Torch documents it, but its module has a private name.
+    "grpo/planning/layer_bytes.py": "torch's dispatch",
     "grpo/weights/registry.py": "vllm",
     # Under the name of its compiled operators torch knows vLLM's.
     "grpo/generator/cpu_norm.py": "vllm's operators",

@@ -105,7 +105,7 @@ class Agents:
         self._loop.call_soon_threadsafe(self._begin, key, texts, seed)
 
     def abandon(self, key: int) -> None:
-        """End a conversation without a result. A conversation that has ended is left alone."""
+        """End a conversation without a result. For a conversation that has ended, nothing happens."""
         self._loop.call_soon_threadsafe(self._cancel, key)
 
     def finished(self, wait_s: float = 0.0) -> list[tuple[int, Finished]]:
@@ -231,8 +231,8 @@ class Agents:
             return "timeout", f"the agent's program had not ended after {limit}, and was killed"
         how = f"exit code {run.code}" if run.code > 0 else f"signal {-run.code}"
         last = next((line for line in reversed(run.errors.splitlines()) if line.strip()), "")
-        said = f": {one_line(last)}" if last else ""
-        return "error", f"the agent's program ended with {how} after {lasted_s:.1f} s{said}; {self._log} has more"
+        quoted = f": {one_line(last)}" if last else ""
+        return "error", f"the agent's program ended with {how} after {lasted_s:.1f} s{quoted}; {self._log} has more"
 
     def _write_log(self, key: int, reason: str, errors: str) -> None:
         with self._log.open("a", encoding="utf-8") as log:

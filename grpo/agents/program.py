@@ -53,13 +53,12 @@ class AgentProgram:
                 "program on PATH such as python"
             )
 
-    def environment(self, own: Mapping[str, str]) -> dict[str, str]:
-        """Return the environment of a program: the variables that it gets from the driver, and its own."""
+    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of a program: the variables that it gets from the driver, and `variables`."""
         kept = {name: os.environ[name] for name in (*PASSED, *self.passed) if name in os.environ}
         # A proxy that the user passes must not get the calls to this machine.
-        return (
-            kept | {"PATH": _path(), "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"} | dict(own)
-        )
+        direct = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+        return kept | {"PATH": _path()} | direct | dict(variables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +99,12 @@ class Printed:
         """
         last = next((line for line in reversed(output.splitlines()) if line.strip()), "")
         try:
-            said = json.loads(last)
+            printed = json.loads(last)
         except (ValueError, RecursionError):
             return cls()
-        if not isinstance(said, dict):
+        if not isinstance(printed, dict):
             return cls()
-        answer, reward, parts = said.get("answer"), said.get("reward"), said.get("parts") or {}
+        answer, reward, parts = printed.get("answer"), printed.get("reward"), printed.get("parts") or {}
         if not isinstance(parts, dict):
             raise BadOutput(f"the program printed parts={parts!r:.100}; expected an object of numbers")
         if isinstance(answer, dict | list):

@@ -117,13 +117,13 @@ class AgentRecord:
             )
         if room < 1:
             self._end(ConversationEnd.TOKENS, "its limit of tokens (rollout.max_completion_tokens)")
-        wanted = [size for size in (call.max_tokens, self._limits.max_turn_tokens) if size is not None]
+        limits = [size for size in (call.max_tokens, self._limits.max_turn_tokens) if size is not None]
         seed = self._seed_of(prompt_ids)
         if not self._open:
             self._opened = time.monotonic()
         self._open += 1
         self._began = self._began or self._opened
-        return OpenCall(number, call, parent, before, prompt_ids, min([room, *wanted]), seed)
+        return OpenCall(number, call, parent, before, prompt_ids, min([room, *limits]), seed)
 
     def drop(self) -> None:
         """Take back a call whose answer nobody read."""
@@ -196,8 +196,9 @@ class AgentRecord:
             )
         try:
             if (parent := self._continued(call)) is not None:
-                said = call.messages[_turn_end(call.messages) :]
-                before = parent.conversation.with_answer(said, self._renderer.after_turn(parent.conversation, said))
+                following = call.messages[_turn_end(call.messages) :]
+                given = self._renderer.after_turn(parent.conversation, following)
+                before = parent.conversation.with_answer(following, given)
                 return parent.number, before, before.context
             opening = [self._as_text(message) for message in call.messages]
             before = Conversation.begin(opening, self._renderer.first_prompt(opening, call.tools), call.tools)
@@ -208,9 +209,9 @@ class AgentRecord:
     def _continued(self, call: AgentCall) -> AnsweredCall | None:
         """Return the newest answered call that this call continues. A call that nobody continued yet comes first."""
         known = call.messages[: _turn_end(call.messages)]
-        found = self._by_meaning.get(_meaning(known, call), []) if known else []
+        same_answer = self._by_meaning.get(_meaning(known, call), []) if known else []
         continued = {answered.parent for answered in self._answered}
-        return max(found, key=lambda answered: (answered.number not in continued, answered.number), default=None)
+        return max(same_answer, key=lambda answered: (answered.number not in continued, answered.number), default=None)
 
     def _readable_calls(self, message: ChatMessage, call: AgentCall) -> tuple[ToolCall, ...]:
         """Return the calls for the client: all of the turn, or none if one is malformed or of an unknown tool.
@@ -248,7 +249,7 @@ def _turn_end(messages: Sequence[ChatMessage]) -> int:
 
 def _meaning(messages: Sequence[ChatMessage], call: AgentCall) -> Hashable:
     """Return what messages and tools say, without what clients may add, drop or respell (ids, names, nulls, spaces)."""
-    said = tuple(
+    meanings = tuple(
         (
             message.role,
             message.content.strip() if message.role == "assistant" else message.content,
@@ -260,4 +261,4 @@ def _meaning(messages: Sequence[ChatMessage], call: AgentCall) -> Hashable:
         )
         for message in messages
     )
-    return said, json.dumps(call.tools, sort_keys=True)
+    return meanings, json.dumps(call.tools, sort_keys=True)

@@ -203,10 +203,10 @@ def _messages(given: Any) -> tuple[ChatMessage, ...]:
     results: list[tuple[int, ChatMessage]] = []
     for number, message in enumerate(given):
         where = f"messages[{number}]"
-        said = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(said, str) or said not in _ROLES:
-            _refuse(f"{where}.role", said, f"one of {', '.join(_ROLES)}")
-        role, content = _ROLES[said], _text(message.get("content"), where)
+        sender = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(sender, str) or sender not in _ROLES:
+            _refuse(f"{where}.role", sender, f"one of {', '.join(_ROLES)}")
+        role, content = _ROLES[sender], _text(message.get("content"), where)
         if role == "tool":
             place, name = ids.get(str(message.get("tool_call_id")), (len(ids), ""))
             results.append((place, ChatMessage(role, content, name=name)))

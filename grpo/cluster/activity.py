@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from grpo.types import Phase
 
@@ -38,6 +38,8 @@ class Activity:
         self._timed: Phase | None = None
         self._waits: tuple[Wait, ...] = ()
         self._moved_at = time.monotonic()
+        self._uninterrupted = 0
+        self._interruption: Callable[[], NoReturn] | None = None
 
     def moved(self) -> None:
         """Note progress: the driver is not stuck."""
@@ -70,6 +72,27 @@ class Activity:
         finally:
             self._waits = before
             self.moved()
+
+    @contextlib.contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """Let `interrupt` wait for the end of the block, because the block calls code that loses other errors."""
+        self._uninterrupted += 1
+        try:
+            yield
+        finally:
+            self._uninterrupted -= 1
+            if self._interruption and not self._uninterrupted:
+                end, self._interruption = self._interruption, None
+                end()
+
+    def interrupt(self, end: Callable[[], NoReturn]) -> None:
+        """Call `end`, which raises an error; inside an `uninterrupted` block, call it when the block ends.
+
+        Only the handler of a signal may call this, in the driver's thread.
+        """
+        if not self._uninterrupted:
+            end()
+        self._interruption = end
 
     @property
     def phase(self) -> tuple[Phase, str]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 import ray
 
 from grpo.cluster.session import session_logs
-from grpo.cluster.start_up import spare_the_collector, without_collector
 from grpo.generator.loop import EngineLoop
 from grpo.report.log_file import LogPlace
 from grpo.report.logs import follow_libraries, logs_failures, open_actor_log
+from grpo.start_up import spare_the_collector, without_collector
 from grpo.types import ActorId, ActorKind, GeneratorReport, Phase, Request, SamplingParams
 from rewards.pool.busy_clock import Busy
 

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import ray
-
 from grpo.cluster import activity
+from grpo.cluster.ready import ready_of
 from grpo.cluster.receivers import Losses, OneReplica, PushUnderWay, Scores, begin_update, load_buckets, start_scoring
 from grpo.cluster.replica import GeneratorLimits, Lost, Replica, Work, result_of
 from grpo.cluster.sample_stream import SampleStream
@@ -236,8 +235,8 @@ class GeneratorGroup:
         waiting = {call: replica for replica in self._replicas for call in (replica.starting, replica.report) if call}
         if not waiting:
             return
-        ray.wait(list(waiting), num_returns=1, timeout=min(wait_s, self._beat_s), fetch_local=False)
-        ready, silent = ray.wait(list(waiting), num_returns=len(waiting), timeout=0, fetch_local=False)
+        ready_of(list(waiting), min(wait_s, self._beat_s), count=1, fetch=False)
+        ready, silent = ready_of(list(waiting), 0.0, fetch=False)
         for reference in ready:
             replica = waiting[reference]
             try:

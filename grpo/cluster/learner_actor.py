@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from grpo.cluster.session import session_logs
-from grpo.cluster.start_up import spare_the_collector, without_collector
 from grpo.cluster.waiting import ASIDE, free_address
 from grpo.report.log_file import LogPlace
 from grpo.report.logs import follow_libraries, logs_failures, open_actor_log
+from grpo.start_up import spare_the_collector, without_collector
 from grpo.types import ActorId, ActorKind, Phase
 from rewards.pool.busy_clock import Busy, BusyClock
 

@@ -14,6 +14,7 @@ import ray
 from ray import ObjectRef
 
 from grpo.cluster import activity
+from grpo.cluster.ready import next_of, ready_of
 from grpo.cluster.waiting import RemoteActor, wait_for
 from grpo.types import ActorId, ActorKind, Phase
 from rewards.pool.busy_clock import Busy, BusyClock
@@ -182,7 +183,7 @@ class LearnerGroup:
         streams = [actor.stream(verb, Phase.SYNC) for actor in self._ranks]
         while self._bucket_is_there(streams[0]):
             try:
-                yield next(streams[0])
+                yield next_of(streams[0])
             except StopIteration:
                 break
         else:
@@ -192,7 +193,7 @@ class LearnerGroup:
     def _bucket_is_there(self, stream: Any) -> bool:
         what = "a bucket of weights from the learner"
         with activity.current().waiting(what, [stream]):
-            return bool(ray.wait([stream], timeout=self._deadline_s, fetch_local=False)[0])
+            return bool(ready_of([stream], self._deadline_s, fetch=False)[0])
 
     def sleep(self) -> None:
         """Move optimizer states off the devices."""

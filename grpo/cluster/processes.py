@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.cluster import stacks
+from grpo.cluster.ready import ready_of, values_of
 from grpo.cluster.session import actor_table
 from grpo.report.logs import present_place, see_log
 
@@ -106,9 +107,7 @@ def holding_up(references: Sequence[Any]) -> set[str]:
         reference.completed() if isinstance(reference, ray.ObjectRefGenerator) else reference
         for reference in references
     ]
-    if not tasks:
-        return set()
-    _, late = ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)
+    _, late = ready_of(tasks, 0.0, fetch=False)
     return {_actor_of(task) for task in late}
 
 
@@ -164,11 +163,10 @@ def _on_their_nodes(
         if node != here
     }
     answers_by_node = {here: do(by_node[here])} if here in by_node else {}
-    if references:
-        ray.wait(list(references.values()), num_returns=len(references), timeout=_REMOTE_S)
+    ready_of(list(references.values()), _REMOTE_S)
     for node, reference in references.items():
         try:
-            answers_by_node[node] = ray.get(reference, timeout=0)
+            (answers_by_node[node],) = values_of([reference], 0.0)
         except (ray.exceptions.RayError, TimeoutError) as failure:
             answers_by_node[node] = dict.fromkeys(
                 by_node[node], f"no answer from this node: {_first_line(str(failure))}"

@@ -13,6 +13,7 @@ import ray
 from ray import ObjectRef
 
 from grpo.cluster.failures import ProcessDied
+from grpo.cluster.ready import ready_of, values_of
 from grpo.cluster.replica import Lost, Replica, loss_in, result_of
 from grpo.types import Phase
 
@@ -106,10 +107,10 @@ class PushUnderWay:
 
 def _loss_of(reference: ObjectRef[Any]) -> Lost | None:
     """Return the loss with which a call has ended; None if the call runs, succeeded or raised another error."""
-    if not ray.wait([reference], timeout=0, fetch_local=False)[0]:
+    if not ready_of([reference], 0.0, fetch=False)[0]:
         return None
     try:
-        ray.get(reference, timeout=_NOTICE_S)
+        values_of([reference], _NOTICE_S)
     except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as failure:
         return loss_in(failure)
     return None

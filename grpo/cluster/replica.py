@@ -13,6 +13,7 @@ from ray import ObjectRef
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.cluster.generator_actor import Processes
+from grpo.cluster.ready import SLICE_S, ready_of, values_of
 from grpo.cluster.slow_generators import GeneratorThroughput
 from grpo.cluster.waiting import RemoteActor, raised_by
 from grpo.types import (
@@ -196,7 +197,8 @@ def result_of(reference: ObjectRef[Result], deadline_s: float, what: str) -> Res
         Exception: the error that the call raised in the actor.
     """
     try:
-        return ray.get(reference, timeout=deadline_s)
+        ready_of([reference], deadline_s)
+        return values_of([reference], SLICE_S)[0]
     except ray.exceptions.GetTimeoutError:
         raise Lost(f"it did not {what} within {deadline_s:.0f} s") from None
     except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as failure:

@@ -20,13 +20,12 @@ from ray import ObjectRef
 from grpo.cluster import activity
 from grpo.cluster.failures import ProcessDied
 from grpo.cluster.processes import LOST, dead_peer, describe_death, see_logs
+from grpo.cluster.ready import SLICE_S, ready_of, values_of
 from grpo.types import Phase
 
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
 More = TypeVarTuple("More")
-# Seconds between two calls of `meanwhile` while the driver waits for the learner.
-MEANWHILE_S = 0.1
 # Ray's name for the group of an actor's second thread, for calls that must not wait for the first thread.
 ASIDE = "aside"
 
@@ -78,7 +77,7 @@ def wait_for(
 ) -> list[Result]:
     """Return the results of `references`, or raise an error that names the missing results.
 
-    Until the results arrive, call `meanwhile` again and again.
+    Until the results arrive, call `meanwhile` every `SLICE_S` seconds. An error does not wait for the other results.
 
     Raises:
         TimeoutError: a result did not arrive within `deadline_s`.
@@ -86,20 +85,20 @@ def wait_for(
         Exception: the error that an actor raised.
     """
     give_up_at = time.monotonic() + deadline_s
+    results: dict[ObjectRef[Result], Result] = {}
+    late = list(references)
     try:
         with activity.current().waiting(what, references):
-            while meanwhile and time.monotonic() < give_up_at:
-                if not ray.wait(list(references), num_returns=len(references), timeout=MEANWHILE_S)[1]:
+            while late:
+                remaining_s = max(0.0, give_up_at - time.monotonic())
+                ready, late = ready_of(late, min(SLICE_S, remaining_s))
+                results.update(zip(ready, values_of(ready, remaining_s), strict=True))
+                if late and not remaining_s:
                     break
-                meanwhile()
-            return list(ray.get(list(references), timeout=max(0.0, give_up_at - time.monotonic())))
+                if late and meanwhile:
+                    meanwhile()
     except ray.exceptions.GetTimeoutError:
-        _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
-        which = ", ".join(str(number) for number, reference in enumerate(references) if reference in late)
-        raise TimeoutError(
-            f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s (number {which}): {what}"
-            f"{see_logs(late)}"
-        ) from None
+        late = [reference for reference in references if reference not in results]
     except LOST as failure:
         if isinstance(failure, ray.exceptions.RayActorError) and failure.actor_init_failed:
             raise RuntimeError(f"a process could not start while the run waited for {what}: {failure}") from failure
@@ -110,6 +109,13 @@ def wait_for(
         if isinstance(cause, RuntimeError) and (died := dead_peer(references)):
             raise ProcessDied(f"{died}; the run waited for {what}") from failure
         raise cause from failure
+    if late:
+        which = ", ".join(str(number) for number, reference in enumerate(references) if reference in late)
+        raise TimeoutError(
+            f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s (number {which}): {what}"
+            f"{see_logs(late)}"
+        )
+    return [results[reference] for reference in references]
 
 
 def raised_by(failure: Any) -> Exception:

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import ClusterConfig as Cluster
 from grpo.config.cluster import WatchdogConfig as Watchdog
+from grpo.config.cluster import sleep_problems, transport_problems
 from grpo.config.conversation import ConversationConfig, Environments, conversation_problems
-from grpo.config.devices import sleep_problems, transport_problems
 from grpo.config.generator import ChosenTransport as ChosenTransport
 from grpo.config.generator import GeneratorConfig as GeneratorConfig
 from grpo.config.generator import RolloutConfig as Rollout
@@ -182,7 +182,8 @@ class TrainConfig(Section):
                 f"and one device per replica; got generator.replicas={self.generator.replicas}, "
                 f"learner.ranks={self.learner.ranks}, {self.generator.devices} devices per replica"
             )
-        problems += sleep_problems(self) + transport_problems(self)
+        problems += sleep_problems(self.cluster, rollout, self.learner, self.policy)
+        problems += transport_problems(self.weight_sync, self.cluster)
         problems += self._background_problems()
         problems += self.train.problems(evaluated=self.evaluation is not None)
         problems += verifier_problems(self.verifiers)

@@ -16,6 +16,8 @@ from grpo.config.migrating import foreign_hints
 from grpo.terminal import literal
 
 JOBS: Mapping[str, type[TrainConfig] | type[SftConfig]] = {"train": TrainConfig, "sft": SftConfig}
+# Stands for the name of a section, for keys that are in no section.
+TOP_LEVEL = "top level"
 HEADER = """\
 # Every key of the configuration
 
@@ -180,8 +182,8 @@ def _parts(
         left_out = "The section may be left out." if value.get("default", ...) is None else ""
         about = " ".join(f"{section.get('description', '')} {described} {left_out}".split())
         inner += _parts(definitions, section, name=f"{dotted}[]" if is_list else dotted, text=about)
-    if name:
-        yield ReferencePart(name, text, tuple(keys))
+    if name or keys:
+        yield ReferencePart(name or TOP_LEVEL, text or "Keys outside of all sections.", tuple(keys))
     yield from inner
 
 

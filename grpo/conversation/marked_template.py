@@ -231,16 +231,16 @@ def _require_pair(condition: bool) -> None:
 
 
 def _require_all(parts: Sequence[Part], messages: Sequence[ChatMessage], opening: int, turns: int) -> None:
-    wanted = {
+    roles = {
         number: message.role
         for number, message in enumerate(messages)
         if message.content.strip() and (message.role != "assistant" or number < opening)
     }
     shown = Counter(part.message for part in parts if isinstance(part, WorldText))
-    wrong = next((number for number in wanted if shown[number] != 1), None)
+    wrong = next((number for number in roles if shown[number] != 1), None)
     if wrong is not None:
         raise ValueError(
-            f"the policy's chat template writes the text of message {wrong + 1} ({wanted[wrong]}) {shown[wrong]} "
+            f"the policy's chat template writes the text of message {wrong + 1} ({roles[wrong]}) {shown[wrong]} "
             "times; expected once"
         )
     places = [part.turn for part in parts if isinstance(part, TurnPlace)]

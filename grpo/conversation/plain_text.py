@@ -81,14 +81,14 @@ class PlainTokenizer:
 
     def pieces(self, text: str) -> list[str | int]:
         """Return the text of a chat template as ordinary text and ids of special tokens, in order."""
-        found: list[str | int] = []
+        pieces: list[str | int] = []
         for at, piece in enumerate(self._special.split(text)):
             if at % 2:
                 # The match may include the spaces around a token that takes them in.
-                found.append(self.added[piece] if piece in self.added else self.added[piece.strip()])
+                pieces.append(self.added[piece] if piece in self.added else self.added[piece.strip()])
             elif piece:
-                found.append(piece)
-        return found
+                pieces.append(piece)
+        return pieces
 
 
 def _copy_without_added_tokens(description: dict[str, Any], kept: Sequence[dict[str, Any]]) -> Tokenizer:

@@ -257,8 +257,8 @@ class ChatRenderer:
             ids.append(min(self.end_ids) if self._tokenizer.eos_token_id is None else self._tokenizer.eos_token_id)
             turn = Segment(tuple(ids), True, (0.0,) * len(ids), (0,) * len(ids))
             conversation = conversation.with_turn(ChatMessage("assistant", text), turn)
-            said = [ChatMessage(role, "The 'world' says\nso: {1: 2}.")]
-            conversation = conversation.with_answer(said, self.after_turn(conversation, said))
+            messages = [ChatMessage(role, "The 'world' says\nso: {1: 2}.")]
+            conversation = conversation.with_answer(messages, self.after_turn(conversation, messages))
         return conversation
 
     def _piece_ids(self, piece: str | int) -> list[int]:

@@ -86,12 +86,12 @@ class Forking:
         """Ask the nursery for processes, as many as it takes now; yield them."""
         while self._waiting and self._nursery is not None and self._nursery.ready:
             handle = self._waiting[0]
-            assert handle.theirs is not None
-            if len(self._forking) >= _MOST_FORKING or not self._nursery.fork(handle.identity, handle.theirs):
+            assert handle.process_end is not None
+            if len(self._forking) >= _MOST_FORKING or not self._nursery.fork(handle.identity, handle.process_end):
                 return
             self._waiting.popleft()
-            handle.theirs.close()
-            handle.theirs = None
+            handle.process_end.close()
+            handle.process_end = None
             self._forking.add(handle.identity)
             self._alive.add(handle.identity)
             yield handle

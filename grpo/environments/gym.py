@@ -51,10 +51,10 @@ class Gym:
         if verdict.status is Status.CORRECT:
             return "Your answer is right."
         if verdict.status is Status.UNPARSEABLE:
-            said = "Your message states no answer. Write it as <answer>...</answer>."
+            text = "Your message states no answer. Write it as <answer>...</answer>."
         else:
-            said = "Your answer is wrong." if verdict.status is Status.WRONG else "Your answer is not quite right."
-        return said if self.over else f"{said} Try again; answers left: {self._rest}."
+            text = "Your answer is wrong." if verdict.status is Status.WRONG else "Your answer is not quite right."
+        return text if self.over else f"{text} Try again; answers left: {self._rest}."
 
     def reward(self) -> float:
         """Return the score of the last answer, between 0 and 1."""

@@ -46,7 +46,7 @@ class NurseryHandle:
     """
 
     def __init__(self, setup: bytes, log: Path, schemas: bool) -> None:
-        self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.connection, nursery_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.connection.setblocking(False)
         self.started_at = time.monotonic()
         self.ready = False
@@ -63,7 +63,7 @@ class NurseryHandle:
         try:
             with os.fdopen(os.dup(settings), "wb") as file:
                 file.write(setup)
-            descriptors = [theirs.fileno(), settings]
+            descriptors = [nursery_end.fileno(), settings]
             numbers = [*map(str, descriptors), str(os.getpid()), str(int(schemas))]
             with open(log, "ab") as output:
                 self._process = subprocess.Popen(
@@ -79,7 +79,7 @@ class NurseryHandle:
             self.connection.close()
             raise
         finally:
-            theirs.close()
+            nursery_end.close()
             os.close(settings)
 
     def fork(self, identity: int, connection: socket.socket) -> bool:
@@ -139,12 +139,12 @@ class NurseryHandle:
             file.seek(0)
             text = file.read()
         try:
-            said = json.loads(text or b"{}")
+            reply = json.loads(text or b"{}")
         except (ValueError, RecursionError) as problem:
             raise NurseryDied(f"the schemas of the tools are not JSON: {problem}") from problem
-        if "failed" in said:
-            raise NurseryDied(said["failed"])
-        self.tools = said.get("tools", [])
+        if "failed" in reply:
+            raise NurseryDied(reply["failed"])
+        self.tools = reply.get("tools", [])
 
     def leave(self) -> subprocess.Popen[bytes]:
         """Close the connection, so that the nursery kills all its processes and ends; return it, to be waited for."""
@@ -180,25 +180,25 @@ class WorldHandle:
     Attributes:
         key: the conversation.
         connection: socket to the process, not blocking.
-        theirs: the process's end; None after the nursery got it.
+        process_end: the process's end of the connection; None after the nursery got it.
         identity: number of the process for the nursery, never used again.
         inbox: splits the bytes from the process into replies.
         outgoing: bytes that were not yet written.
-        request: what the process was asked, `open`, `answer` or `close`; empty while nothing is asked.
-        asked_at: time of the request, in seconds of the monotonic clock.
+        request: request that the process has not answered, `open`, `answer` or `close`; empty if there is none.
+        requested_at: time of the request, in seconds of the monotonic clock.
         due: deadline of the request; infinite while there is none.
         lost: whether the process has closed its connection.
-        failure: why the world failed while nothing was asked; the next request gets it.
+        failure: why the world failed between two requests; the next request gets it.
     """
 
     key: int
     connection: socket.socket
-    theirs: socket.socket | None
+    process_end: socket.socket | None
     identity: int = field(default_factory=_identities.__next__)
     inbox: Inbox = field(default_factory=lambda: Inbox(MAX_FRAME))
     outgoing: bytearray = field(default_factory=bytearray)
     request: str = ""
-    asked_at: float = 0.0
+    requested_at: float = 0.0
     due: float = float("inf")
     lost: bool = False
     failure: WorldFailed | None = None
@@ -206,7 +206,7 @@ class WorldHandle:
     def ask(self, request: str, frame: bytes) -> None:
         """Begin a request; `flush` sends it."""
         assert not self.request, f"conversation {self.key} was asked for {request} during {self.request}"
-        self.request, self.asked_at = request, time.monotonic()
+        self.request, self.requested_at = request, time.monotonic()
         self.outgoing += frame
 
     def flush(self) -> bool:
@@ -233,7 +233,7 @@ class WorldHandle:
 
     def close(self) -> None:
         """Close both ends of the connection."""
-        for end in (self.connection, self.theirs):
+        for end in (self.connection, self.process_end):
             if end is not None:
                 with contextlib.suppress(OSError):
                     end.close()
@@ -245,6 +245,6 @@ def make_handle(key: int) -> WorldHandle:
     Raises:
         OSError: the driver has no file descriptor for the connection.
     """
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    return WorldHandle(key, ours, theirs)
+    driver_end, process_end = socket.socketpair()
+    driver_end.setblocking(False)
+    return WorldHandle(key, driver_end, process_end)

@@ -240,9 +240,9 @@ class WorldProcesses:
             self._fail(handle, event)
             return
         if not isinstance(event, _REPLIES.get(handle.request, ())):
-            asked = repr(handle.request) if handle.request else "nothing"
-            raise ProtocolError(f"the process of the conversation sent {reply[0]!r}, but was asked for {asked}")
-        self._seconds[handle.request].append(time.monotonic() - handle.asked_at)
+            expected = repr(handle.request) if handle.request else "nothing"
+            raise ProtocolError(f"the process of the conversation sent {reply[0]!r}, but was asked for {expected}")
+        self._seconds[handle.request].append(time.monotonic() - handle.requested_at)
         self._events.append((handle.key, event))
         if handle.request == "open":
             self._forking.opened()
@@ -257,7 +257,7 @@ class WorldProcesses:
             handle = self._by_identity.get(identity)
             if handle is None:
                 continue
-            while handle.theirs is None and not handle.lost and self._read(handle):
+            while handle.process_end is None and not handle.lost and self._read(handle):
                 if identity not in self._by_identity:
                     break
             if identity in self._by_identity:
@@ -288,7 +288,7 @@ class WorldProcesses:
         """Kill the process of a world, if it lives."""
         if self._by_identity.pop(handle.identity, None) is None:
             return
-        if handle.theirs is None and not handle.lost:
+        if handle.process_end is None and not handle.lost:
             self._selector.unregister(handle.connection)
         self._forking.remove(handle)
         handle.close()

@@ -106,8 +106,8 @@ def check_rows(spec: WorldSpec, rows: Sequence[tuple[str, Mapping[str, Any]]]) -
             raise ValueError(f"{place_of(name)}: {problem}") from problem
     for at, each in enumerate(spec.environments):
         if rows and at not in played:
-            wanted = ", ".join(f"{column} is {' or '.join(map(repr, values))}" for column, values in each.when.items())
+            values = ", ".join(f"{column} is {' or '.join(map(repr, among))}" for column, among in each.when.items())
             raise ValueError(
-                f"the environment {each.use!r} plays no row: no row has a value of its `when` ({wanted}); correct the "
+                f"the environment {each.use!r} plays no row: no row has a value of its `when` ({values}); correct the "
                 "`when`, or remove the environment"
             )

@@ -25,8 +25,10 @@ from grpo.data.supervised import SupervisedTurn, load_supervised, supervised_tur
 from grpo.planning.first_prompt import show_first_prompt, show_first_row, show_first_turn, unknown_characters
 from grpo.planning.gold import check_gold_answers
 from grpo.planning.isolation import isolation_table
-from grpo.planning.memory import add_memory, memory_here, memory_warning, shape_of
+from grpo.planning.memory import add_memory
+from grpo.planning.memory_fit import memory_here, refusal, shortage
 from grpo.planning.plan_tables import actors_table, batch_table, new_table, objective_table
+from grpo.planning.policy_shape import architecture_of, shape_for
 from grpo.planning.refusals import checked_tokenizer
 from grpo.terminal import literal
 from grpo.visible import visible
@@ -74,10 +76,10 @@ def show_plan(
 
     Raises:
         RuntimeError: a run would not start, because of its gold answers.
-        ValueError: a user's function breaks its contract, the policy or the data cannot be read as configured, there
-            are too few data, sequences are too long, the verifiers cannot be built, the machine cannot provide the
-            required sandbox, a package for LoRA or a tracker is missing, or the policy's heads cannot be shared among
-            the ranks.
+        ValueError: the job does not fit the memory of this machine, a user's function breaks its contract, the policy
+            or the data cannot be read as configured, there are too few data, sequences are too long, the verifiers
+            cannot be built, the machine cannot provide the required sandbox, a package for LoRA or a tracker is
+            missing, or the policy's heads cannot be shared among the ranks.
     """
     console.print(literal("config" if full else "config: what differs from the defaults (--full prints all)", "bold"))
     console.print(Syntax(visible(dump(settings) if full else differing(settings)), "yaml", background_color="default"))
@@ -87,12 +89,16 @@ def show_plan(
     else:
         assert tokenizer is not None, "a config of `grpo train` names a policy"
         findings = _check_training_data(settings, tokenizer, console, gold_limit, full=full)
-    warnings = [*findings.warnings, *_show_tables(settings, console)]
+    warnings, refused = _show_tables(settings, console)
+    warnings = [*findings.warnings, *warnings]
     for warning in warnings:
         console.print(literal(warning, "yellow"), soft_wrap=True)
     if findings.failure:
         console.print(literal("verdict: a run would not start; look at `gold answers: FAILED` above", "bold red"))
-        raise RuntimeError(findings.failure)
+        raise RuntimeError("\n".join(filter(None, [findings.failure, refused])))
+    if refused:
+        console.print(literal("verdict: a run would not start; it needs more memory than there is", "bold red"))
+        raise ValueError(refused)
     console.print(_verdict(findings, len(warnings)), soft_wrap=True)
     return findings.sound
 
@@ -103,15 +109,14 @@ def differing(settings: config.TrainConfig | config.SftConfig) -> str:
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
-def _show_tables(settings: config.TrainConfig | config.SftConfig, console: Console) -> list[str]:
-    """Print the plan; return the warnings about it."""
+def _show_tables(settings: config.TrainConfig | config.SftConfig, console: Console) -> tuple[list[str], str]:
+    """Print the plan; return the warnings about it, and why a run is refused (empty if it is not)."""
     console.print(actors_table(settings))
     if isinstance(settings, config.TrainConfig):
         console.print(objective_table(settings))
     console.print(batch_table(settings))
-    shape = shape_of(settings.policy, settings.learner)
-    console.print(add_memory(new_table("memory (estimate)"), settings, shape))
-    warnings = [memory_warning(settings, shape, memory_here()) if shape else None, *idle_gpus(settings)]
+    warnings, refused = _show_memory(settings, console)
+    warnings += idle_gpus(settings)
     if isinstance(settings, config.TrainConfig):
         warnings.append(lag_warning(settings))
     if planned_device(settings.cluster) == "cuda":
@@ -125,7 +130,23 @@ def _show_tables(settings: config.TrainConfig | config.SftConfig, console: Conso
                 "policy.dtype=float32 on a GPU uses neither tensor cores nor FlashAttention, so it is several times "
                 "slower and needs more memory; set policy.dtype=bfloat16, unless float32 is what you want to measure"
             )
-    return [warning for warning in warnings if warning]
+    return [warning for warning in warnings if warning], refused
+
+
+def _show_memory(settings: config.TrainConfig | config.SftConfig, console: Console) -> tuple[list[str | None], str]:
+    """Print the memory; return a warning if it may be short, and why a run is refused (empty if it is not)."""
+    architecture = architecture_of(settings.policy)
+    shape = None if architecture is None else shape_for(settings, architecture)
+    console.print(add_memory(new_table("memory (estimate)"), settings, shape))
+    if architecture is None or shape is None:
+        return [], ""
+    memory = memory_here()
+    short = shortage(settings, shape, memory)
+    if short is None:
+        return [], ""
+    if short.certain and settings.cluster.check_memory == "refuse":
+        return [], refusal(settings, architecture, memory, short)
+    return [f"{short.text}: lower learner.microbatch_tokens, or take a smaller policy"], ""
 
 
 def _verdict(findings: Findings, warnings: int) -> Text:

@@ -1,175 +1,209 @@
-"""Estimate the memory of a job's parts from its config, and compare it with the memory of this machine."""
+"""Estimate the memory of a job's parts from its config, and show it as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
 from rich.table import Table
 
 from grpo import config
-from grpo.cluster.device import planned_device, usable_gpus
+from grpo.cluster.device import planned_device
 from grpo.config.algorithm import AlgorithmConfig
-from grpo.deferred import deferred
-from grpo.policy.adapters import trained_parameters
+from grpo.config.cluster import Device
+from grpo.planning.policy_shape import PolicyShape, bytes_of, sequence_tokens
 from grpo.policy.flops import LOGIT_BYTES
-from grpo.policy.plain import PlainConfig, stored_parameters
 from grpo.policy.recompute import recomputed_layers
-from grpo.policy.stored import check_heads, local_or_hub, policy_config
 
 if TYPE_CHECKING:
-    import torch
-    import transformers
-    from transformers import PreTrainedConfig
-else:
-    torch, transformers = deferred("torch"), deferred("transformers")
+    from collections.abc import Mapping
 
 GIB = 1 << 30
-# Parts of a learner rank's memory that `learner.offload` moves to the host. Each is the first word of a name in
-# `learner_bytes`.
-OFFLOADED: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "optimizer": ("optimizer",),
-    "parameters": ("weights", "optimizer"),
-}
+# Elements of the bucket in which DeepSpeed collects gradients (`reduce_bucket_size`), the most gathered parameters of
+# ZeRO-3 (`stage3_max_live_parameters`), and the most elements that it updates at a time (`sub_group_size`). These are
+# the defaults of DeepSpeed, which the learner does not change.
+BUCKET_ELEMENTS, LIVE_PARAMETERS, SUB_GROUP_ELEMENTS = 500_000_000, 1_000_000_000, 1_000_000_000
+# What a process takes on a GPU beside its tensors: CUDA's context, the kernels, and workspaces of cuBLAS and NCCL. This
+# is an assumption: nobody has measured it here.
+CUDA_BYTES = GIB
+BUCKETS = "DeepSpeed's buckets"
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyShape:
-    """A policy's size.
+class LearnerMemory:
+    """The memory of a learner rank, in bytes.
 
     Attributes:
-        parameters: number of parameters.
-        trained: number of parameters with gradients and optimizer state: all parameters, or with LoRA only those of the
-            adapters. `parameters` does not count the adapters.
-        cache_bytes: key-value cache of a token, in bytes.
-        activation_bytes: activations of a token that are kept between forward and backward, in bytes.
-        vocabulary: number of logits of a token.
+        moment: moment of a step in which the rank needs most of its device's memory.
+        device: parts in the device's memory at this moment.
+        host: parts in the host's memory.
     """
 
-    parameters: int
-    trained: int
-    cache_bytes: int
-    activation_bytes: int
-    vocabulary: int
+    moment: str
+    device: Mapping[str, float]
+    host: Mapping[str, float]
+
+    @property
+    def needed(self) -> float:
+        """Memory of the device at the fullest moment."""
+        return sum(self.device.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """The memory of a machine, in bytes.
+def learner_memory(
+    shape: PolicyShape,
+    policy: config.PolicyConfig,
+    learner: config.LearnerConfig,
+    algorithm: AlgorithmConfig | None,
+    device: Device = "cuda",
+    pushed: float = 0.0,
+) -> LearnerMemory:
+    """Compute the parts of a learner rank's memory. ZeRO (arXiv:1910.02054, section 3) shards some parts.
 
-    Attributes:
-        gpu: memory of the first GPU, in bytes; None if the machine has no GPU.
-        host: free host memory, in bytes.
-    """
-
-    gpu: int | None
-    host: int
-
-
-def shape_of(policy: config.PolicyConfig, learner: config.LearnerConfig) -> PolicyShape | None:
-    """Return the size of the policy; None if its config can be read neither locally nor from the hub.
-
-    Raises:
-        ValueError: a target of `learner.lora` names no linear layer of the policy, or `learner.sequence_parallel` does
-            not divide the policy's heads.
-    """
-    shape: PreTrainedConfig | PlainConfig | None
-    if policy.new:
-        from grpo.policy.new import shape_of as new_shape
-
-        new = policy.new
-        characters = len(set(new.alphabet)) + len(new.tags) + 3
-        shape = new_shape(new, new.vocabulary if new.tokenizer == "bpe" else characters)
-    else:
-        shape = policy_config(policy)
-        if shape is None:
-            return None
-    check_heads(shape, learner.sequence_parallel)
-    parameters, trained = _counts(policy, learner, shape)
-    size = _bytes_of(policy)
-    layers, hidden = shape.num_hidden_layers, shape.hidden_size
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    # Between forward and backward a layer keeps about 34 bytes per hidden unit in half precision (Korthikanti et al.
-    # 2022, arXiv:2205.05198, section 4.1, without the attention matrix, which fused attention does not keep). With
-    # checkpointing it keeps only its input.
-    kept = sum(1 if again else 17 for again in recomputed_layers(layers, learner.gradient_checkpointing))
-    return PolicyShape(
-        parameters,
-        trained,
-        2 * layers * heads * head * size,
-        kept * hidden * size,
-        shape.vocab_size,
-    )
-
-
-def _counts(
-    policy: config.PolicyConfig, learner: config.LearnerConfig, shape: PreTrainedConfig | PlainConfig
-) -> tuple[int, int]:
-    """Return the number of parameters, and the number of trained parameters."""
-    if isinstance(shape, PlainConfig):
-        if not learner.lora and (stored := stored_parameters(local_or_hub(policy), shape)):
-            return stored, stored
-        model_shape = transformers.AutoConfig.from_pretrained(local_or_hub(policy))
-    else:
-        model_shape = shape
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(model_shape)
-    return sum(parameter.numel() for parameter in model.parameters()), trained_parameters(model, learner.lora)
-
-
-def _bytes_of(policy: config.PolicyConfig) -> int:
-    return 2 if policy.dtype == "bfloat16" else 4
-
-
-def learner_bytes(
-    shape: PolicyShape, policy: config.PolicyConfig, learner: config.LearnerConfig, algorithm: AlgorithmConfig | None
-) -> dict[str, float]:
-    """Return the parts of a learner rank's memory, in bytes. ZeRO (arXiv:1910.02054, section 3) shards some parts.
+    A step has several moments with much memory: the backward pass of the output head, when all layers still keep their
+    activations; the backward pass of the last layer; the optimizer step; and the push of the weights.
 
     Args:
-        shape: size of the policy.
+        shape: size of the policy, with a layer measured for the tokens of this learner.
         policy: settings of the policy; they give its dtype.
         learner: settings of the learner: ranks, sharding and tokens of a microbatch.
         algorithm: settings of the algorithm, which may need a reference policy; None in supervised fine-tuning.
+        device: device of the rank.
+        pushed: bytes that a push of the weights needs; 0 if no weights are pushed.
     """
-    size = _bytes_of(policy)
-    master = 4 if policy.dtype == "bfloat16" else 0
-    sharded = {stage: learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    gradients = 1 if learner.reduces_once(policy.dtype) else sharded[2]
-    held = shape.parameters + (shape.trained if learner.lora else 0)
-    tokens = learner.microbatch_tokens / learner.sequence_parallel
-    # `LogprobHead` bounds the logits in memory. In the backward pass it also holds their gradient and probabilities.
-    logits = 3 * min(LOGIT_BYTES, 4 * shape.vocabulary * tokens)
-    parts = {
-        "weights": held * size / sharded[3],
-        "gradients": shape.trained * 4 / gradients,
-        "optimizer (Adam, float32 weights)": shape.trained * (8 + master) / sharded[1],
-        "activations of a microbatch": shape.activation_bytes * tokens,
-        "logits": logits,
+    size, shards = bytes_of(policy), _shards(learner)
+    states, host = _states(shape, policy, learner, algorithm, device)
+    frozen, tokens = learner.lora is not None, sequence_tokens(learner)
+    embedding = 0.0 if frozen else float(shape.vocabulary * shape.hidden)
+    again = recomputed_layers(shape.layers, learner.gradient_checkpointing)
+    layer = shape.layer
+    kept = layer.outside + sum(layer.input if chosen else layer.kept for chosen in again)
+    activations, gradient_of_head = "activations of a microbatch", "gradient of the output head"
+    with_entropy = algorithm is not None and bool(algorithm.entropy_coefficient)
+    logits, of_head = _head(shape, size, frozen, tokens, with_entropy)
+    # The states of the predicted tokens, and their gradient.
+    states_of_head = 2.0 * size * shape.hidden * tokens
+    whole = 1 if learner.reduces_once(policy.dtype) else shards[2]
+    # DeepSpeed computes the norm of each parameter's gradient in float64, and copies the gradients into one tensor.
+    flat = shape.trained / shards[1] if policy.dtype == "float32" else 0.0
+    flat = min(SUB_GROUP_ELEMENTS, shape.trained / shards[2]) if learner.zero_stage == 3 else flat
+    # Stages 1 and 2 make the bucket when the first gradient is there. Stage 3 keeps it all the time.
+    buckets = {BUCKETS: _buckets(shape, learner, size, device)}
+    moments = {
+        "the backward pass of the output head": {
+            activations: kept + states_of_head,
+            "logits": logits,
+            gradient_of_head: of_head,
+        },
+        "the backward pass of a layer": {
+            activations: kept,
+            "a layer's backward pass": layer.again if any(again) else layer.backward,
+            # The gradient of tied embeddings waits for its second half.
+            gradient_of_head: size * embedding if shape.tied else 0.0,
+            **({} if learner.zero_stage == 3 else buckets),
+        },
+        "the optimizer step": {"the step's copies of gradients": 8 * embedding / whole + 4 * flat},
+        "a push of the weights": {"buckets of a push": pushed},
     }
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    parts = {**states, **moments[moment]}
+    return LearnerMemory(moment, {name: part for name, part in parts.items() if part}, host)
+
+
+def _shards(learner: config.LearnerConfig) -> dict[int, int]:
+    """Return the number of parts into which a stage of ZeRO divides what it divides."""
+    return {stage: learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+
+
+def _states(
+    shape: PolicyShape,
+    policy: config.PolicyConfig,
+    learner: config.LearnerConfig,
+    algorithm: AlgorithmConfig | None,
+    device: Device,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the parts that a rank holds all the time: in its device's memory, and in the host's."""
+    size, shards, offload, stage = bytes_of(policy), _shards(learner), learner.offload, learner.zero_stage
+    held = shape.parameters + (shape.trained if learner.lora else 0)
+    weights = {"weights": held * size / shards[3]}
+    gradients = {"gradients": shape.trained * 4.0 / (1 if learner.reduces_once(policy.dtype) else shards[2])}
+    # Adam's two moments, and float32 weights. ZeRO-3 updates weights that are in float32 on its device in place.
+    master = 0 if policy.dtype == "float32" and stage == 3 and offload == "none" else 4
+    optimizer = {"optimizer (Adam, float32 weights)": shape.trained * (8.0 + master) / shards[1]}
+    here: dict[str, float] = {}
+    host: dict[str, float] = {}
+    (host if offload == "parameters" else here).update(weights)
+    (host if offload != "none" and stage == 3 else here).update(gradients)
+    (host if offload != "none" else here).update(optimizer)
+    if offload != "none" and stage < 3:
+        # The step reads float32 gradients in the host's memory, and writes new weights there before they go back.
+        host["copies for the step"] = shape.trained * (4.0 + size) / shards[1]
     if algorithm and algorithm.needs_reference and not learner.lora:
         # The reference policy is never sharded: every rank holds the whole.
-        parts["reference policy"] = shape.parameters * size
-    return parts
+        here["reference policy"] = float(shape.parameters * size)
+    if stage == 3:
+        here["gathered weights"] = float(min(LIVE_PARAMETERS, shape.parameters) * size)
+        here[BUCKETS] = _buckets(shape, learner, size, device)
+    if device == "cuda":
+        here["CUDA"] = float(CUDA_BYTES)
+    return here, host
 
 
-def _split(parts: Mapping[str, float], offload: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the parts in the device's memory, and the parts in the host's memory."""
-    moved = {name for name in parts if name.split()[0] in OFFLOADED[offload]}
-    on_device = {name: size for name, size in parts.items() if name not in moved}
-    on_host = {name: size for name, size in parts.items() if name in moved}
-    return on_device, on_host
+def _buckets(shape: PolicyShape, learner: config.LearnerConfig, size: int, device: Device) -> float:
+    filled = min(BUCKET_ELEMENTS, shape.trained)
+    # A page of the host's memory counts once it is written to.
+    whole = BUCKET_ELEMENTS if device == "cuda" else filled
+    if learner.zero_stage == 1:
+        # At stage 1 the gradients are already in float32.
+        return 4.0 * whole
+    if learner.zero_stage == 2:
+        return float(size * whole * (2 if learner.overlap_comm else 1))
+    # The reduction puts the pieces of all ranks in order, in a copy.
+    return float(size * (whole + filled))
 
 
-def _learner_bytes(
-    settings: config.TrainConfig | config.SftConfig, shape: PolicyShape
-) -> tuple[dict[str, float], dict[str, float]]:
-    algorithm = settings.algorithm if isinstance(settings, config.TrainConfig) else None
-    return _split(learner_bytes(shape, settings.policy, settings.learner, algorithm), settings.learner.offload)
+def _head(shape: PolicyShape, size: int, frozen: bool, tokens: float, entropy: bool) -> tuple[float, float]:
+    """Return the bytes of the logits and of the weights' gradient, at the fullest moment of `LogprobHead`.
+
+    Args:
+        shape: size of the policy.
+        size: bytes of a weight.
+        frozen: True if the weights get no gradient.
+        tokens: predicted tokens.
+        entropy: whether the entropy has a gradient.
+    """
+    logits = min(LOGIT_BYTES, 4 * shape.vocabulary * tokens)
+    # A sum in float32; in bfloat16 also the product of the last chunk, and at the end the rounded sum.
+    gradient = 0 if frozen else (8 if size == 2 else 4) * shape.vocabulary * shape.hidden
+    # At the end of the backward pass: the last chunk's logits, and in float32 those of the chunk before it.
+    chunks = 1 if 4 * shape.vocabulary * tokens <= LOGIT_BYTES else 2
+    at_end = 1.5 + entropy if size == 2 else chunks * (1.0 + entropy)
+    # The forward pass has three tensors of a chunk's size.
+    return max(at_end * logits, 3 * logits - gradient), float(gradient)
+
+
+def push_bytes(settings: config.TrainConfig, shape: PolicyShape) -> float:
+    """Return the bytes of the buckets that a learner rank on a GPU holds in a push of the weights.
+
+    With ipc, a bucket is gathered while the bucket before it is loaded and the one before that is given back.
+    """
+    ipc = settings.cluster.share_gpus and settings.weight_sync.transport in ("auto", "ipc")
+    return (3 if ipc else 2) * bucket_bytes(settings, shape)
+
+
+def bucket_bytes(settings: config.TrainConfig, shape: PolicyShape) -> float:
+    """Return the size of the largest bucket of a push. The embedding is a bucket by itself if it is larger."""
+    embedding = shape.vocabulary * shape.hidden * bytes_of(settings.policy)
+    return float(max(settings.weight_sync.bucket_mib << 20, embedding))
+
+
+def planned_memory(settings: config.TrainConfig | config.SftConfig, shape: PolicyShape) -> LearnerMemory:
+    """Return the memory of a learner rank of a job."""
+    device = planned_device(settings.cluster, samples=isinstance(settings, config.TrainConfig))
+    algorithm, pushed = None, 0.0
+    if isinstance(settings, config.TrainConfig):
+        algorithm = settings.algorithm
+        pushed = push_bytes(settings, shape) if device == "cuda" else 0.0
+    return learner_memory(shape, settings.policy, settings.learner, algorithm, device, pushed)
 
 
 def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, shape: PolicyShape | None) -> Table:
@@ -186,76 +220,27 @@ def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, sh
     lora = settings.learner.lora
     adapters = f"; only the {shape.trained:,} of adapters of rank {lora.rank} are trained" if lora else ""
     table.add_row("policy", f"{shape.parameters:,} parameters{adapters}")
-    on_device, on_host = _learner_bytes(settings, shape)
-    for title, held in (("a learner rank", on_device), ("in the host's memory", on_host)):
-        if held:
-            total = f"{sum(held.values()) / GIB:.2f} GiB"
-            table.add_row(title, f"{total}: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items()))
+    learner = planned_memory(settings, shape)
+    without = f"; activations are not counted, because {shape.unmeasured}" if shape.unmeasured else ""
+    table.add_row("a learner rank", f"{_parts(learner.device)}; in {learner.moment}{without}")
+    if learner.host:
+        table.add_row("in the host's memory", _parts(learner.host))
     if isinstance(settings, config.TrainConfig):
         cache = settings.generator.max_sequences * settings.max_sequence_tokens * shape.cache_bytes
         table.add_row(
             "a generator",
-            f"weights {_generator_weights(settings, shape) / GIB:.2f} GiB a device; key-value cache of "
+            f"weights {generator_weights(settings, shape) / GIB:.2f} GiB a device; key-value cache of "
             f"{settings.generator.max_sequences} longest sequences {cache / GIB:.2f} GiB",
         )
     return table
 
 
-def _generator_weights(settings: config.TrainConfig, shape: PolicyShape) -> float:
-    return shape.parameters * _bytes_of(settings.policy) / settings.generator.devices
+def _parts(parts: Mapping[str, float]) -> str:
+    return f"{sum(parts.values()) / GIB:.2f} GiB: " + ", ".join(
+        f"{name} {part / GIB:.2f}" for name, part in parts.items()
+    )
 
 
-def memory_here() -> Memory:
-    """Return the memory of this machine."""
-    gpu = torch.cuda.get_device_properties(0).total_memory if usable_gpus() else None
-    return Memory(gpu, psutil.virtual_memory().available)
-
-
-def memory_warning(settings: config.TrainConfig | config.SftConfig, shape: PolicyShape, memory: Memory) -> str | None:
-    """Return a warning with a remedy if a part of the job does not fit this machine; else None.
-
-    If the job uses a running cluster (`cluster.address`), or GPUs that this machine does not have, there is nothing to
-    compare, and the function returns None.
-    """
-    if settings.cluster.address is not None:
-        return None
-    on_device, on_host = _learner_bytes(settings, shape)
-    learner, host = sum(on_device.values()), sum(on_host.values()) * settings.learner.ranks
-    train = settings if isinstance(settings, config.TrainConfig) else None
-    if planned_device(settings.cluster, samples=train is not None) == "cpu":
-        needed = learner * settings.learner.ranks + host
-        if train:
-            cache = train.generator.cpu_cache_gib * GIB
-            needed += train.generator.replicas * (shape.parameters * _bytes_of(train.policy) + cache)
-        if needed <= memory.host:
-            return None
-        return (
-            f"learner and generators need about {needed / GIB:.1f} GiB together, and this machine has "
-            f"{memory.host / GIB:.1f} GiB free: lower learner.microbatch_tokens, generator.cpu_cache_gib, "
-            "learner.ranks or generator.replicas, or take a smaller policy"
-        )
-    if memory.gpu is None:
-        return None
-    share = train.generator.gpu_memory_share * memory.gpu if train else 0.0
-    if train and _generator_weights(train, shape) + train.max_sequence_tokens * shape.cache_bytes > share:
-        return (
-            f"a generator's weights and one longest sequence need more than the {share / GIB:.1f} GiB that "
-            f"generator.gpu_memory_share={train.generator.gpu_memory_share:g} leaves of a GPU: raise it, or "
-            "generator.tensor_parallel_size or pipeline_parallel_size"
-        )
-    together = train is not None and train.cluster.share_gpus and not train.cluster.sleep
-    needed = learner + (share if together else 0.0)
-    if needed > memory.gpu:
-        beside = " and its share for the generator" if together else ""
-        lower = "generator.gpu_memory_share, " if together else ""
-        return (
-            f"a learner rank{beside} needs about {needed / GIB:.1f} GiB, and a GPU of this machine has "
-            f"{memory.gpu / GIB:.1f} GiB: lower {lower}learner.microbatch_tokens, set learner.gradient_checkpointing, "
-            "learner.offload or learner.zero_stage=3 with more ranks, or train adapters (learner.lora)"
-        )
-    if host > memory.host:
-        return (
-            f"learner.offload={settings.learner.offload} puts about {host / GIB:.1f} GiB into the host's memory, and "
-            f"this machine has {memory.host / GIB:.1f} GiB free: offload less, or use more nodes"
-        )
-    return None
+def generator_weights(settings: config.TrainConfig, shape: PolicyShape) -> float:
+    """Return the bytes of a generator's weights on each of its devices."""
+    return shape.parameters * bytes_of(settings.policy) / settings.generator.devices

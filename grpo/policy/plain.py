@@ -32,9 +32,11 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 class PlainConfig:
     """The architecture of a policy, with the names of `transformers`."""
 
+    model_type: str
     max_position_embeddings: int
     num_hidden_layers: int
     hidden_size: int
+    intermediate_size: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int | None

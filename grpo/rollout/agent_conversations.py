@@ -67,7 +67,7 @@ class Programs(Protocol):
 
 
 @dataclass(slots=True)
-class _Play:
+class _ProgramPlay:
     """A conversation whose program runs."""
 
     group: int
@@ -91,7 +91,7 @@ class AgentConversations:
         """
         self._turns, self._programs, self._calls = turns, programs, calls
         self._members = Members(samples)
-        self._plays: dict[int, _Play] = {}
+        self._plays: dict[int, _ProgramPlay] = {}
         self._answers: dict[int, Future[Completion]] = {}
         self._keys, self._numbers = itertools.count(), itertools.count()
 
@@ -112,7 +112,7 @@ class AgentConversations:
         """
         for request, member, prompt in self._members.open(requests, prompts):
             key = next(self._keys)
-            self._plays[key] = _Play(request.index, member, prompt, request.seed + member)
+            self._plays[key] = _ProgramPlay(request.index, member, prompt, request.seed + member)
             self._start(key)
 
     def finished(self, wait: bool = True) -> Finished:

@@ -26,7 +26,7 @@ from grpo.types import Finished, Prompt, Request
 from rewards.selection import place_of
 
 # While turns and worlds are both under way: seconds between two looks at the generators.
-POLL_S = 0.005
+POLL_S = 0.004
 # How often a world may fail before its first message, until the run ends with its reason.
 OPENINGS = 3
 
@@ -148,8 +148,14 @@ class Conversations:
         return self._members.take()
 
     def _look(self, wait_s: float) -> None:
-        for key, event in self._worlds.events(wait_s):
-            self._heard(key, event)
+        """Hear the worlds for a time, then the generators. A message to a generator costs more than a short wait."""
+        until = time.monotonic() + wait_s
+        remaining_s = wait_s
+        while True:
+            for key, event in self._worlds.events(remaining_s):
+                self._heard(key, event)
+            if (remaining_s := until - time.monotonic()) <= 0:
+                break
         # The engines begin with the new turns before the driver reads the turns that they finished.
         self._request()
         if self._turns.unfinished:

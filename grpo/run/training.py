@@ -14,7 +14,6 @@ from grpo.cluster.cluster import Cluster
 from grpo.cluster.generator_group import GeneratorGroup
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.cluster.slow_generators import SlowGenerators
-from grpo.cluster.start_up import spare_the_collector
 from grpo.policy.adapters import require_peft
 from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
 from grpo.report.progress import Progress
@@ -39,6 +38,7 @@ from grpo.run.stopwatch import Stopwatch
 from grpo.run.streams import Streams, check_prompts
 from grpo.run.turns import Turns
 from grpo.run.verification import Verification
+from grpo.start_up import spare_the_collector
 from grpo.types import Group, Phase, SamplingParams
 from rewards.pool.busy_clock import BusyClock
 

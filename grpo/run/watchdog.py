@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from rich.console import RenderableType
 
@@ -75,7 +76,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         self._activity.moved()
         if self._settings.action != "warn":
-            self._before = signal.signal(_SIGNAL, self._raise)
+            self._before = signal.signal(_SIGNAL, self._interrupt)
         self._thread.start()
         return self
 
@@ -142,7 +143,10 @@ class Watchdog:
             print(visible(message), flush=True)
             os._exit(1)
 
-    def _raise(self, number: int, frame: FrameType | None) -> None:
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._activity.interrupt(self._raise)
+
+    def _raise(self) -> NoReturn:
         self._heard.set()
         raise Stalled(self._stalled)
 

@@ -39,7 +39,7 @@ from slow_engines import completion_of, settings_of
 from tiny_policy import make_tiny_policy
 
 from grpo.algorithm.minibatches import TrainBatch
-from grpo.cluster.waiting import MEANWHILE_S
+from grpo.cluster.ready import SLICE_S
 from grpo.generator.loop import EngineLoop
 from grpo.planning.simulation.lengths import modelled
 from grpo.planning.simulation.loop import Deployment, Integers, RolloutSchedule, Speeds, groups_needed, simulate
@@ -194,7 +194,7 @@ class SleepingLearner(FakeLearner):
         self.ready.append(time.monotonic())
         until = self.ready[-1] + SPEEDS.learn_base_s
         while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, MEANWHILE_S))
+            time.sleep(min(left, SLICE_S))
             self.work()
         return super().steps(batches)
 

@@ -15,16 +15,17 @@ from transformers import Qwen3Config
 
 from grpo.config import TrainConfig
 from grpo.config.file import load
-from grpo.planning.memory import GIB, Memory, add_memory, memory_warning, shape_of
+from grpo.planning.memory import GIB, add_memory
+from grpo.planning.memory_fit import Memory, Shortage, shortage
 from grpo.planning.plan_tables import new_table
+from grpo.planning.policy_shape import planned_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/gsm8k.yaml"
 # Memory that a process sees on a card of this size, in GiB, rounded down: an L4, an L40S, an H100 and an H200.
 USABLE_GIB = {24: 22, 48: 44, 80: 79, 141: 139}
-# Free memory that a row of the table leaves, as a share: for CUDA, DeepSpeed's buckets and fragments, which the plan
-# does not count.
-FREE_SHARE = 0.15
+# Free memory that a row of the table leaves, as a share: for fragments, which the plan does not count.
+FREE_SHARE = 0.07
 
 # Qwen3's published shapes: hidden size, layers, heads, intermediate size, and whether the embeddings are tied. The
 # shapes of the base policies and of the chat policies are the same.
@@ -39,11 +40,11 @@ _LORA = "learner.lora.rank=16 learner.learning_rate=1e-5"
 _APART = "cluster.share_gpus=false"
 # (policy, number of GPUs, size of a GPU in GB, settings after the command).
 _ROWS = (
-    ("0.6B", 1, 24, "generator.gpu_memory_share=0.3 learner.microbatch_tokens=8192"),
+    ("0.6B", 1, 24, "generator.gpu_memory_share=0.25 learner.microbatch_tokens=8192"),
     ("0.6B", 1, 48, "generator.gpu_memory_share=0.5"),
     ("0.6B", 1, 80, "generator.gpu_memory_share=0.6"),
     ("0.6B", 1, 141, "generator.gpu_memory_share=0.6"),
-    ("1.7B", 1, 24, f"generator.gpu_memory_share=0.5 {_LORA}"),
+    ("1.7B", 1, 24, f"generator.gpu_memory_share=0.45 {_LORA} learner.microbatch_tokens=8192"),
     ("1.7B", 1, 48, "generator.gpu_memory_share=0.5 learner.offload=optimizer"),
     ("1.7B", 1, 80, "generator.gpu_memory_share=0.4"),
     ("1.7B", 1, 141, "generator.gpu_memory_share=0.5"),
@@ -75,7 +76,7 @@ class Row:
         sequences: longest sequences whose key-value cache fits into the share, beside the weights.
         free: memory that the fuller GPU has left.
         share: the same, as a share of the GPU.
-        warning: the warning of `grpo check` on such a GPU; None if it has none.
+        short: what does not fit such a GPU; None if everything fits.
     """
 
     policy: str
@@ -87,7 +88,7 @@ class Row:
     sequences: int
     free: float
     share: float
-    warning: str | None
+    short: Shortage | None
 
 
 def write_shape(policy: str, folder: Path) -> Path:
@@ -116,7 +117,7 @@ def rows() -> list[Row]:
 
 def _row(policy: str, number: int, size: int, settings: str, shape_folder: Path) -> Row:
     config = load(TrainConfig, ROOT / CONFIG, [f"policy.path={shape_folder}", *settings.split()])
-    shape = shape_of(config.policy, config.learner)
+    shape = planned_shape(config)
     assert shape is not None
     usable = USABLE_GIB[size]
     table = add_memory(new_table("memory"), config, shape)
@@ -139,12 +140,12 @@ def _row(policy: str, number: int, size: int, settings: str, shape_folder: Path)
         int((generator - weights) / sequence),
         free,
         free / usable,
-        memory_warning(config, shape, Memory(usable * GIB, 1024 * GIB)),
+        shortage(config, shape, Memory(usable * GIB, 1024 * GIB, 1024 * GIB)),
     )
 
 
 def _gib(text: str) -> float:
-    """The figure at the begin of a text such as `31.34 GiB: weights 3.20, ...`."""
+    """The figure at the begin of a text such as `34.56 GiB: weights 3.20, ...`."""
     return float(text.split(" GiB")[0])
 
 

@@ -10,7 +10,9 @@ from gpu_sizes import CONFIG, FREE_SHARE, SEQUENCES, USABLE_GIB, Row, rows, tabl
 
 from grpo.config import TrainConfig
 from grpo.config.file import load
-from grpo.planning.memory import GIB, Memory, memory_warning, shape_of
+from grpo.planning.memory import GIB
+from grpo.planning.memory_fit import Memory, shortage
+from grpo.planning.policy_shape import planned_shape
 
 PAGE = ROOT / "docs" / "first_gpu_run.md"
 
@@ -29,7 +31,7 @@ def test_the_page_has_the_table_of_the_plan(computed: list[Row]) -> None:
 def test_every_row_fits(computed: list[Row]) -> None:
     assert {row.policy for row in computed} == {"0.6B", "1.7B", "4B", "8B"}
     for row in computed:
-        assert row.warning is None, row
+        assert row.short is None, row
         assert row.share >= FREE_SHARE - 1e-9, row
         assert row.sequences >= SEQUENCES, row
 
@@ -39,7 +41,8 @@ def test_what_the_page_says_does_not_fit_does_not(policy: str, sizes: tuple[int,
     # All weights, and the smallest share that holds the generator's weights.
     settings = ["generator.gpu_memory_share=0.2", "learner.microbatch_tokens=4096"]
     config = load(TrainConfig, ROOT / CONFIG, [f"policy.path={write_shape(policy, tmp_path)}", *settings])
-    shape = shape_of(config.policy, config.learner)
+    shape = planned_shape(config)
     assert shape is not None
     for size in sizes:
-        assert memory_warning(config, shape, Memory(USABLE_GIB[size] * GIB, 1024 * GIB)) is not None, size
+        here = Memory(USABLE_GIB[size] * GIB, 1024 * GIB, 1024 * GIB)
+        assert shortage(config, shape, here) is not None, size

@@ -243,7 +243,7 @@ SAYS = {
     "grpo eval compare A B": "shared problems",
     "grpo eval tasks": "--like deepseek-r1",
     "grpo eval tasks --long": "amc23: The 83 problems",
-    "grpo check configs/gsm8k.yaml policy.path=Qwen/Qwen3-1.7B-Base generator.gpu_memory_share=0.4": "31.34 GiB",
+    "grpo check configs/gsm8k.yaml policy.path=Qwen/Qwen3-1.7B-Base generator.gpu_memory_share=0.4": "34.56 GiB",
     "grpo check configs/gsm8k.yaml --strict": "160 of 160 gold answers",
     "grpo simulate CONFIG --from RUN": "GPUs",
     "grpo config rollout": "max_policy_lag",

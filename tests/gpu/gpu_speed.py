@@ -14,7 +14,9 @@ from gpu_policies import Lengths
 
 from grpo.config import LearnerConfig, PolicyConfig
 from grpo.config.algorithm import AlgorithmConfig
-from grpo.planning.memory import learner_bytes, shape_of
+from grpo.config.cluster import Device
+from grpo.planning.memory import learner_memory
+from grpo.planning.policy_shape import shape_of
 from grpo.policy.kernels import chosen_kernels
 
 GIB = 1 << 30
@@ -51,7 +53,7 @@ def _measure(context: Context, shape: str, lengths: Lengths, settings: dict[str,
     if not folder.is_dir():
         gpu_policies.make_policy(shape, folder, context.device, getattr(torch, dtype))
         release(context.device)
-    planned = _planned(folder, dtype, LearnerConfig.model_validate(learner_settings))
+    planned = _planned(context, folder, dtype, LearnerConfig.model_validate(learner_settings))
     if context.on_gpu and planned > (here := torch.cuda.mem_get_info()[0]):
         raise Skipped(f"the plan needs {planned / GIB:.0f} GiB, and {here / GIB:.0f} GiB of the GPU are free")
     setup = gpu_policies.learner_setup(folder, "cuda" if context.on_gpu else "cpu", dtype, learner_settings)
@@ -81,12 +83,13 @@ def _measure(context: Context, shape: str, lengths: Lengths, settings: dict[str,
     )
 
 
-def _planned(folder: object, dtype: str, learner: LearnerConfig) -> float:
+def _planned(context: Context, folder: object, dtype: str, learner: LearnerConfig) -> float:
     """Return the learner's memory by the plan of `grpo check`, in bytes."""
     policy = PolicyConfig.model_validate({"path": str(folder), "dtype": dtype})
-    shape = shape_of(policy, learner)
+    device: Device = "cuda" if context.on_gpu else "cpu"
+    shape = shape_of(policy, learner, device)
     assert shape is not None
-    return sum(learner_bytes(shape, policy, learner, AlgorithmConfig()).values())
+    return learner_memory(shape, policy, learner, AlgorithmConfig(), device).needed
 
 
 small_varlen = speed("0.6b", gpu_policies.RL, attention="varlen", gradient_checkpointing=1.0)

@@ -127,7 +127,7 @@ class FakeStream:
     def unfinished(self) -> int:
         return len(self.running)
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt] = ()) -> None:
         fakes = self.generators
         assert fakes.awake
         assert not {request.index for request in requests} & {one.request.index for one in self.running}
@@ -204,16 +204,6 @@ class FakeGenerators:
     def stream(self, sampling: SamplingParams) -> FakeStream:
         self.streams.append(FakeStream(self, sampling))
         return self.streams[-1]
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]
-    ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
-        stream = self.stream(sampling)
-        stream.submit(
-            [Request(i, prompt.token_ids, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))]
-        )
-        while stream.unfinished:
-            yield from stream.finished()
 
     def take_busy(self) -> dict[str, Busy]:
         return {"generator 0": {}}

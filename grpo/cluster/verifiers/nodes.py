@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from grpo.cluster.ready import ready_of, values_of
 from grpo.cluster.verifiers.actor import VerifierActor
 from grpo.cluster.waiting import wait_for
 from grpo.report.logs import present_place
@@ -172,12 +173,12 @@ class NodePool:
         """Return the counts of the living nodes since the last call, by verifier."""
         with self._lock:
             identities = {node.actor.take_recent.remote(): node.identity for node in self._nodes}
-        ready, _ = ray.wait(list(identities), num_returns=len(identities), timeout=_STATS_S) if identities else ([], [])
+        ready, _ = ready_of(list(identities), _STATS_S)
         total: dict[str, Tally] = {}
         for reference in ready:
             try:
-                counted, busy = ray.get(reference)
-            except ray.exceptions.RayActorError:
+                ((counted, busy),) = values_of([reference], _STATS_S)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 continue  # The counts of this node are lost.
             # The first twelve digits distinguish nodes, and Ray's tools show these digits too.
             lane = ActorId(ActorKind.VERIFIERS, identities[reference][:12])

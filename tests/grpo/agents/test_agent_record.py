@@ -11,6 +11,7 @@ from conversations.scripted_policy import ADD, CALL, WITH_TOOLS, ScriptedPolicy,
 from conversations.small_chat import FORGETFUL
 from transformers import PreTrainedTokenizerFast
 
+from grpo.agents import record as record_module
 from grpo.agents.chains import Played
 from grpo.agents.record import AgentRecord
 from grpo.agents.replies import AgentReply, completed
@@ -96,7 +97,8 @@ def test_a_continued_call_reads_the_tokens_that_were_sampled(renderer: ChatRende
     assert completion.token_ids == client.turns[0].token_ids + between + client.turns[1].token_ids
     start = len(client.turns[0].token_ids)
     assert completion.given == ((start, start + len(between)),)
-    assert completion.spans[0] == VersionSpan(0, start + len(between), 0) and completion.spans[1].policy_version == 1
+    stop = start + len(between)
+    assert completion.spans == (VersionSpan(0, stop, 0), VersionSpan(stop, len(completion.token_ids), 1))
     assert completion.further == () and loss_tokens(played) == sampled_tokens(client)
     assert completion.text == "It is so: five" and completion.dialogue
     assert [message.role for message in completion.dialogue.messages] == ["user", "assistant", "tool", "assistant"]
@@ -151,10 +153,10 @@ def test_forks_share_their_prefix_and_each_token_carries_loss_once(
 ) -> None:
     client = Client(small_record(renderer), policy)
     first = client.say([USER], "Left or right?")
-    left = [USER, first, {"role": "user", "content": "left"}]
-    second = client.say(left, "Going left")
+    branch = [USER, first, {"role": "user", "content": "left"}]
+    second = client.say(branch, "Going left")
     client.say([USER, first, {"role": "user", "content": "right"}], "Going right")
-    client.say([*left, second, {"role": "user", "content": "on"}], "There")
+    client.say([*branch, second, {"role": "user", "content": "on"}], "There")
     played = client.played()
     (fork,) = played.completion.further
     start = len(client.prompts[0])
@@ -196,10 +198,10 @@ def test_results_of_parallel_calls_stand_in_the_order_of_the_calls(
 ) -> None:
     client = Client(small_record(renderer), policy)
     first = client.say([USER], CALL + "\n" + CALL, tools=[ADD])
-    one, two = (call["id"] for call in first["tool_calls"])
+    first_id, second_id = (call["id"] for call in first["tool_calls"])
     results = [
-        {"role": "tool", "tool_call_id": two, "content": "second"},
-        {"role": "tool", "tool_call_id": one, "content": "first"},
+        {"role": "tool", "tool_call_id": second_id, "content": "second"},
+        {"role": "tool", "tool_call_id": first_id, "content": "first"},
     ]
     client.say([USER, first, *results], "Done", tools=[ADD])
     text = policy.text(client.prompts[1])
@@ -280,6 +282,28 @@ def test_seeds_depend_on_the_tokens_and_not_on_the_order_of_calls(
         other.say(questions[at], "x")
     assert len(set(forwards.seeds)) == 3 and set(forwards.seeds) == set(backwards.seeds)
     assert forwards.seeds[1] == backwards.seeds[1] and not set(forwards.seeds) & set(other.seeds)
+
+
+def test_the_time_of_the_world_is_that_without_an_open_call(
+    renderer: ChatRenderer, policy: ScriptedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(record_module.time, "monotonic", lambda: clock[0])
+    record = small_record(renderer)
+    call = read_call(json.dumps({"model": "policy", "messages": [USER]}).encode(), "policy", 1.0)
+    clock[0] = 101.0
+    first = record.begin(call)
+    clock[0] = 102.0
+    second = record.begin(call)
+    clock[0] = 104.0
+    record.answer(first, policy.completion("x"), "a")
+    clock[0] = 108.0
+    record.answer(second, policy.completion("x"), "b")
+    clock[0] = 116.0
+    played = record.result(ConversationEnd.OVER)
+    assert played and played.completion.dialogue
+    # From the first request to the end 15 s, of which 7 s had a call under way.
+    assert (played.completion.dialogue.lasted_s, played.completion.dialogue.waited_s) == (15.0, 8.0)
 
 
 def test_a_template_without_calls_refuses_tools(policy: ScriptedPolicy) -> None:

@@ -68,7 +68,7 @@ def test_the_openai_client_plays_turns_with_tools(
     running: Serving, opened: tuple[str, Any], policy: ScriptedPolicy
 ) -> None:
     secret, conversation = opened
-    before = len(policy.asked)
+    before = len(policy.requests)
     client = client_of(running, secret)
     assert [model.id for model in client.models.list()] == ["policy"]
     messages: list[Any] = [{"role": "user", "content": "Please add 2 and 3."}]
@@ -78,12 +78,15 @@ def test_the_openai_client_plays_turns_with_tools(
     messages += [first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "5"}]
     second = client.chat.completions.create(model="policy", messages=messages, tools=[ADD], temperature=1.0)
     assert second.choices[0].message.content == "It is 5." and second.choices[0].finish_reason == "stop"
-    asked = policy.asked[before:]
-    assert second.usage.prompt_tokens == len(asked[1][1]) and [key for key, *_ in asked] == [1, 1]
+    requests = policy.requests[before:]
+    usage = second.usage
+    assert usage.prompt_tokens == len(requests[1][1]) and usage.completion_tokens == len("It is 5.") + 1
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert first.id != second.id and [key for key, *_ in requests] == [1, 1]
     played = conversation.record.result(ConversationEnd.OVER)
-    assert played.completion.further == () and played.prompt_ids == asked[0][1]
+    assert played.completion.further == () and played.prompt_ids == requests[0][1]
     whole = played.prompt_ids + played.completion.token_ids
-    assert whole[: len(asked[1][1])] == asked[1][1]
+    assert whole[: len(requests[1][1])] == requests[1][1]
     # Three pieces: a turn, what the tool said, a turn; nothing was tokenised again.
     first_turn = policy.completion(CALL).token_ids
     assert played.completion.token_ids[: len(first_turn)] == first_turn
@@ -152,6 +155,8 @@ def test_what_cannot_be_honoured_is_refused_in_openais_form(
     assert answer.status_code == status and answer.headers["x-should-retry"] == "false"
     error = answer.json()["error"]
     assert words in error["message"] and error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == ("invalid_request_error" if status == 400 else "not_found_error")
+    assert error["param"].startswith(next(iter(fields)))
     assert opened[1].record.result(ConversationEnd.OVER) is None
 
 
@@ -208,6 +213,19 @@ def test_after_a_limit_calls_are_refused(running: Serving, renderer: Any) -> Non
         with pytest.raises(openai.APIStatusError, match="the conversation is over"):
             client.chat.completions.create(model="policy", messages=HI)
     assert conversation.record.ended is ConversationEnd.TURNS
+    running.end(secret)
+
+
+def test_after_a_limit_a_call_that_begins_anew_is_refused(running: Serving, renderer: Any) -> None:
+    secret, conversation = running.open(3, small_record(renderer, max_context=100))
+    client = client_of(running, secret)
+    first = client.chat.completions.create(model="policy", messages=HI).choices[0].message
+    continued = [*HI, first, {"role": "user", "content": "long " * 20}]
+    for messages in (continued, [{"role": "user", "content": "Hi again"}]):
+        with pytest.raises(openai.APIStatusError, match="the conversation is over") as refused:
+            client.chat.completions.create(model="policy", messages=messages)
+        assert refused.value.status_code == 410
+    assert conversation.record.ended is ConversationEnd.TOKENS
     running.end(secret)
 
 
@@ -297,9 +315,9 @@ def test_two_hundred_conversations_at_once(running: Serving, renderer: Any, poli
     seeds = set()
     for key in keys:
         played = opened[key][1].record.result(ConversationEnd.OVER)
-        own = [asked for asked in policy.asked if asked[0] == key]
+        turns = [request for request in policy.requests if request[0] == key]
         whole = played.prompt_ids + played.completion.token_ids
-        assert len(own) == 2 and whole[: len(own[1][1])] == own[1][1] and f"is {key}." in policy.text(own[0][1])
-        seeds |= {seed for *_, seed in own}
+        assert len(turns) == 2 and whole[: len(turns[1][1])] == turns[1][1] and f"is {key}." in policy.text(turns[0][1])
+        seeds |= {seed for *_, seed in turns}
         running.end(opened[key][0])
     assert len(seeds) == 2 * len(keys)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conversations.running import dies, is_running
 from conversations.scripted_policy import ADD, CALL, LIMITS, ScriptedPolicy, small_renderer
 
 from grpo.agents.agents import LOG, Agents, Finished
@@ -167,11 +168,6 @@ def test_a_failure_is_never_a_score(tmp_path: Path, source: str, words: str) -> 
     assert (tmp_path / LOG).read_text().startswith("conversation 1: ") and words in (tmp_path / LOG).read_text()
 
 
-def is_running(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
     source = CALLER + (
         "import subprocess\n"
@@ -241,10 +237,7 @@ def test_an_abandoned_conversation_says_nothing_and_its_program_dies(tmp_path: P
         pids = [int(file.read_text()) for file in files]
         agents.abandon(0)
         agents.abandon(7)
-        until = time.monotonic() + 10
-        while is_running(pids[0]) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert [is_running(pid) for pid in pids] == [False, True]
+        assert dies(pids[0]) and is_running(pids[1])
         assert agents.finished(0.2) == []
         agents.start(0, {"pid": str(files[0])})
     assert not is_running(pids[1])

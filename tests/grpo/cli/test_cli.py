@@ -25,6 +25,8 @@ from grpo.cluster.preflight.probes import PROBES, ProbeOutcome
 from grpo.cluster.preflight.probes import table_of as preflight_table
 from grpo.data.arithmetic import demonstrations
 from grpo.evaluation.progress import results_table
+from grpo.planning.memory import GIB
+from grpo.planning.memory_fit import Memory
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import open_progress
 from grpo.terminal import LiteralTable, show_traceback
@@ -574,6 +576,22 @@ def test_check_where_the_hub_does_not_answer(config: Path, monkeypatch: pytest.M
     plan, _, told = result.stdout.partition("gold answers of the training data could not be checked:")
     assert "nobody/nothing" in told and "path=" in told
     assert "memory" in plan
+
+
+def test_check_refuses_what_does_not_fit_this_machine(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def memory(free: int, host: int) -> None:
+        monkeypatch.setattr("grpo.planning.check.memory_here", lambda: Memory(None, free, host))
+
+    memory(GIB, GIB)
+    result = invoke("check", config)
+    assert result.exit_code == 2 and "does not fit the memory of this machine" in result.stderr
+    assert result.stdout.splitlines()[-1] == "verdict: a run would not start; it needs more memory than there is"
+    result = invoke("check", config, "cluster.check_memory=warn")
+    assert result.exit_code == 0 and "verdict: a run would start; 1 warning above" in result.stdout
+    # Other programs may free their memory until the run starts.
+    memory(GIB, 64 * GIB)
+    result = invoke("check", config)
+    assert result.exit_code == 0 and "and 1.0 GiB are free" in result.stdout
 
 
 def test_check_of_a_policy_that_is_not_there_names_the_remedy(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,9 +92,9 @@ def hostile(family: Family) -> st.SearchStrategy[str]:
 @FEW
 def test_hostile_conversations(family: Family, data: st.DataObject) -> None:
     special, said_by_world = special_ids(family.tokenizer), hostile(family)
-    asked = data.draw(said_by_world)
-    conversation = begun(family.renderer, ChatMessage("user", asked))
-    tame = begun(family.renderer, ChatMessage("user", "x" if asked.strip() else asked))
+    question = data.draw(said_by_world)
+    conversation = begun(family.renderer, ChatMessage("user", question))
+    tame = begun(family.renderer, ChatMessage("user", "x" if question.strip() else question))
     turns: list[list[int]] = []
     for _ in range(data.draw(st.integers(1, 3))):
         text = data.draw(said_by_world).encode(errors="replace").decode()
@@ -202,6 +202,6 @@ def test_a_tokenizer_that_transformers_builds_without_spaces_is_refused(data_fol
 
 def test_a_thought_that_nothing_opened_is_text(family: Family) -> None:
     ids = family.ids("</tool_call></think>") or [9]
-    asked = begun(family.renderer, ChatMessage("user", "?"))
-    conversation = answered(family.renderer, asked, ids, [ChatMessage("tool", "x")])
-    assert conversation.context[: len(asked.context) + len(ids)] == (*asked.context, *ids)
+    opening = begun(family.renderer, ChatMessage("user", "?"))
+    conversation = answered(family.renderer, opening, ids, [ChatMessage("tool", "x")])
+    assert conversation.context[: len(opening.context) + len(ids)] == (*opening.context, *ids)

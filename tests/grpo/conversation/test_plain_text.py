@@ -39,8 +39,8 @@ def test_tags_that_are_not_marked_as_special_are_text_too(tag: str) -> None:
     """`split_special_tokens` leaves these: the reason for a tokenizer of our own."""
     (token,) = small().encode(tag)
     assert token not in plain().encode(f"a {tag} b") and plain().pieces(f"a {tag} b") == ["a ", token, " b"]
-    left = small()(tag, split_special_tokens=True)["input_ids"]
-    assert (token in left) == (tag in TAGS)
+    ids = small()(tag, split_special_tokens=True)["input_ids"]
+    assert (token in ids) == (tag in TAGS)
 
 
 @given(st.lists(st.sampled_from([*SPECIAL, *TAGS, "<", "<|", "im_end", " ", "x"]), max_size=8).map("".join))

@@ -97,13 +97,13 @@ def test_a_thought_that_the_template_drops_splits_the_conversation() -> None:
     for text in ("<think>\nA\n</think>\n\nYes.<|im_end|>", "<think>B</think>No.<|im_end|>", "Well.<|im_end|>"):
         conversation = answered(renderer, conversation, ids_of("forgetful", text), [ASK])
     assert [segment.rewrites for segment in conversation.segments[::2]] == [False, True, True, False]
-    asked = "<|im_start|>user\nso?<|im_end|>\n<|im_start|>assistant\n"
+    start = "<|im_start|>user\nso?<|im_end|>\n<|im_start|>assistant\n"
     first, second, third = training_samples(conversation)
-    assert shown("forgetful", first.token_ids) == asked + "<think>\nA\n</think>\n\nYes.<|im_end|>"
-    assert shown("forgetful", second.token_ids) == asked + "Yes.<|im_end|>\n" + asked + "<think>B</think>No.<|im_end|>"
-    rest = "Yes.<|im_end|>\n" + asked + "No.<|im_end|>\n" + asked + "Well.<|im_end|>"
-    assert shown("forgetful", third.token_ids) == asked + rest
-    assert second.shared_prefix == len(ids_of("forgetful", asked))
+    assert shown("forgetful", first.token_ids) == start + "<think>\nA\n</think>\n\nYes.<|im_end|>"
+    assert shown("forgetful", second.token_ids) == start + "Yes.<|im_end|>\n" + start + "<think>B</think>No.<|im_end|>"
+    rest = "Yes.<|im_end|>\n" + start + "No.<|im_end|>\n" + start + "Well.<|im_end|>"
+    assert shown("forgetful", third.token_ids) == start + rest
+    assert second.shared_prefix == len(ids_of("forgetful", start))
     learned = [token for token, carries in zip(third.token_ids, third.sampled, strict=True) if carries]
     assert shown("forgetful", tuple(learned)) == "Well.<|im_end|>"
 
@@ -264,11 +264,11 @@ TURNS = st.lists(st.tuples(SAMPLED, st.lists(st.tuples(ROLES, HOSTILE), min_size
 
 @given(HOSTILE, TURNS)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_hostile_conversations(name: str, asked: str, turns: list[tuple[list[int], list[tuple[Role, str]]]]) -> None:
+def test_hostile_conversations(name: str, question: str, turns: list[tuple[list[int], list[tuple[Role, str]]]]) -> None:
     """Tokens so far begin the next prompt unless the history is rewritten, and nothing said is a special token."""
     renderer, special = renderer_of(name), special_ids(tokenizer_of(name))
-    conversation = begun(renderer, ChatMessage("user", asked))
-    tame = begun(renderer, ChatMessage("user", "x" if asked.strip() else asked))
+    conversation = begun(renderer, ChatMessage("user", question))
+    tame = begun(renderer, ChatMessage("user", "x" if question.strip() else question))
     for ids, said in turns:
         before = conversation.context
         conversation = answered(renderer, conversation, ids, [ChatMessage(role, text) for role, text in said])
@@ -294,10 +294,10 @@ PARTS: dict[str, Any] = {"plain": None, "forgetful": None, "quoted": None}
 @given(benign_texts(), st.lists(st.tuples(benign_texts(), benign_texts(), ROLES, benign_texts()), max_size=3))
 @pytest.mark.parametrize("name", PARTS)
 def test_benign_conversations_have_the_templates_own_tokens(
-    name: str, asked: str, turns: list[tuple[str, str, Role, str]]
+    name: str, question: str, turns: list[tuple[str, str, Role, str]]
 ) -> None:
     renderer = renderer_of(name)
-    conversation = begun(renderer, ChatMessage("user", asked))
+    conversation = begun(renderer, ChatMessage("user", question))
     for thought, answer, role, said in turns:
         text = f"<think>\n{thought}\n</think>\n\n{answer}" if name == "forgetful" else answer
         ids = [*ids_of(name, text), tokenizer_of(name).eos_token_id]

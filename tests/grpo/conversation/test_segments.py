@@ -106,9 +106,9 @@ def test_each_sampled_token_carries_loss_in_exactly_one_sample(plan: list[tuple[
     conversation = Conversation.begin([USER], given_tokens(0))
     for version, (sampled, given_count, rewrites) in enumerate(plan):
         conversation = conversation.with_turn(POLICY, turn(*[next(token) for _ in range(sampled)], version=version))
-        told = [next(token) for _ in range(given_count)]
-        told = [*conversation.context[:-1], *told] if rewrites else told
-        conversation = conversation.with_answer([TOOL], given_tokens(*told, rewrites=rewrites))
+        ids = [next(token) for _ in range(given_count)]
+        ids = [*conversation.context[:-1], *ids] if rewrites else ids
+        conversation = conversation.with_answer([TOOL], given_tokens(*ids, rewrites=rewrites))
     samples = training_samples(conversation)
     learned = [
         (token_id, logprob, version)

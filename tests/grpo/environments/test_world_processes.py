@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conversations.running import dies
 
 from grpo.environments.contract import Answer, Event, Opening, WorldFailed
 from grpo.environments.processes import WorldProcesses
@@ -99,13 +100,8 @@ def nurseries() -> set[psutil.Process]:
     return living
 
 
-def gone(pid: int) -> bool:
-    until = time.monotonic() + WAIT_S
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.01)
-    return True
+def processes_of_conversations() -> set[int]:
+    return {each.pid for nursery in nurseries() for each in nursery.children()}
 
 
 def test_a_conversation_lives_in_its_process_from_opening_to_reward(worlds) -> None:
@@ -122,7 +118,7 @@ def test_a_conversation_lives_in_its_process_from_opening_to_reward(worlds) -> N
     assert said(worlds, 2, "c").messages[0].content.split()[1] not in (pid, str(os.getpid()))
     worlds.close(1)
     assert event_of(worlds, 1) == WorldReward(1.0, {"turns": 2.0}, (0.5, 0.5))
-    assert gone(int(pid))
+    assert dies(int(pid))
     opened(worlds, 1)  # The key is free.
     worlds.abandon(1)
     worlds.abandon(2)
@@ -163,6 +159,7 @@ def test_the_latency_of_tools_idles_only_their_conversations(worlds) -> None:
         ("exit 3", "exited with status 3 instead of an answer"),
         ("exit 0", "exited with status 0 instead of an answer"),
         ("fork-and-die", "exited with status 4 instead of an answer"),
+        ("hang-up", "was killed by SIGKILL"),
         ("quit x", r"SystemExit: x \(.*world_stand_ins.py"),
         ("raise hard", r"KeyError: 'hard' \(.*world_stand_ins.py:\d+\)"),
         ("garbage", "a reply that is not JSON"),
@@ -216,12 +213,16 @@ def test_a_world_that_dies_between_turns_fails_at_the_next_turn(worlds, action: 
 def test_a_deadline_kills_one_process(hasty, place: str) -> None:
     opened(hasty, 2)
     pid = int(said(hasty, 2, "").messages[0].content.split()[1])
+    before = processes_of_conversations()
     hasty.open(1, {place: "sleep 1000"})
     if place != "open":
         assert isinstance(event_of(hasty, 1), Opening)
         hasty.close(1) if place == "close" else hasty.answer(1, ChatMessage("assistant", "sleep 1000"))
+    while not (new := processes_of_conversations() - before):
+        time.sleep(0.01)
     failure = event_of(hasty, 1)
     assert isinstance(failure, WorldFailed) and failure.status == "timeout"
+    assert all(dies(each) for each in new)
     assert "took longer than 0.2 s (conversation.tool_deadline_s)" in failure.reason
     assert int(said(hasty, 2, "").messages[0].content.split()[1]) == pid
 
@@ -268,14 +269,18 @@ def test_the_memory_of_a_process_is_limited(worlds) -> None:
 
 
 def test_children_of_a_tool_die_with_their_conversation(worlds, hasty) -> None:
-    for ending in ("abandon", "close"):
+    for ending in ("abandon", "close", "die"):
         opened(worlds, 1)
         child = int(said(worlds, 1, "child").messages[0].content)
         assert psutil.Process(child).name() == "sleep"
-        getattr(worlds, ending)(1)
-        if ending == "close":
+        if ending == "abandon":
+            worlds.abandon(1)
+        elif ending == "close":
+            worlds.close(1)
             assert isinstance(event_of(worlds, 1), WorldReward)
-        assert gone(child)
+        else:
+            assert isinstance(said(worlds, 1, "die"), WorldFailed)
+        assert dies(child)
 
 
 def test_prints_go_to_the_log_and_not_to_the_terminal(tmp_path, capfd) -> None:
@@ -329,6 +334,12 @@ def test_an_abandoned_conversation_has_no_event(worlds) -> None:
     time.sleep(0.1)
     worlds.abandon(1)
     assert worlds.events(0.1) == []
+    opened(worlds, 1)
+    said(worlds, 1, "die-later")
+    assert worlds.events(0.5) == []
+    worlds.answer(1, ChatMessage("assistant", "the failure is an event now"))
+    worlds.abandon(1)
+    assert worlds.events() == []
 
 
 def test_the_time_of_an_answer_is_measured_in_the_driver(worlds) -> None:
@@ -355,7 +366,7 @@ def test_the_end_leaves_no_process_and_no_descriptor(tmp_path) -> None:
     worlds.stop()
     assert set(psutil.Process().children(recursive=True)) <= before
     assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert gone(child)
+    assert dies(child)
 
 
 def test_descriptors_and_processes_do_not_grow_with_conversations(tmp_path) -> None:
@@ -380,11 +391,13 @@ def test_a_nursery_that_dies_is_replaced(tmp_path) -> None:
         (nursery,) = nurseries() - others
         opened(worlds, 1)
         opened(worlds, 2)
+        sleeping = int(said(worlds, 2, "").messages[0].content.split()[1])
         worlds.answer(2, ChatMessage("assistant", "sleep 1000"))
         nursery.kill()
         failure = event_of(worlds, 2)
         assert isinstance(failure, WorldFailed) and failure.status == "error"
         assert "the process that forks the conversations' processes died" in failure.reason
+        assert dies(sleeping)
         assert isinstance(said(worlds, 1, "and now?"), WorldFailed)
         opened(worlds, 3)  # In the new nursery.
         assert isinstance(said(worlds, 3, "here"), Answer)
@@ -542,7 +555,7 @@ def test_tools_and_environments_of_a_file(tmp_path) -> None:
 
 
 DRIVER = """
-import sys, time
+import os, sys, time
 from grpo.environments.processes import WorldProcesses
 from grpo.environments.spec import WorldSpec
 from grpo.messages import ChatMessage
@@ -553,7 +566,9 @@ worlds.events(30)
 worlds.answer(1, ChatMessage("assistant", "child"))
 ((_, answer),) = worlds.events(30)
 worlds.answer(1, ChatMessage("assistant", "sleep 1000"))
-print(answer.messages[0].content, flush=True)
+holder = os.fork()  # It keeps the driver's end of every connection.
+if holder:
+    print(answer.messages[0].content, holder, flush=True)
 time.sleep(1000)
 """
 
@@ -596,8 +611,12 @@ def test_all_processes_die_with_the_driver(tmp_path) -> None:
         [sys.executable, "-c", DRIVER, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True, env=environment
     ) as driver:
         assert driver.stdout is not None
-        pids = [int(driver.stdout.readline())]
-        pids += [each.pid for each in psutil.Process(driver.pid).children(recursive=True)]
-        assert len(set(pids)) == 3
+        child, holder = map(int, driver.stdout.readline().split())
+        pids = {child, *(each.pid for each in psutil.Process(driver.pid).children(recursive=True))} - {holder}
+        assert len(pids) == 3
         driver.send_signal(signal.SIGKILL)
-    assert all(gone(pid) for pid in pids)
+        driver.wait()
+        try:
+            assert all(dies(pid) for pid in pids)
+        finally:
+            os.kill(holder, signal.SIGKILL)

@@ -13,8 +13,10 @@ from grpo.cluster.claim import idle_gpus
 from grpo.config import LearnerConfig, LoraConfig, PolicyConfig, SftConfig, TrainConfig
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.planning.check import lag_warning
-from grpo.planning.memory import GIB, Memory, PolicyShape, add_memory, learner_bytes, memory_warning, shape_of
+from grpo.planning.layer_sizes import LayerBytes
+from grpo.planning.memory import GIB, add_memory, learner_memory
 from grpo.planning.plan_tables import actors_table, new_table
+from grpo.planning.policy_shape import PolicyShape, planned_shape, shape_of
 
 TRAIN: dict[str, Any] = {
     "run": {"folder": "run"},
@@ -23,7 +25,16 @@ TRAIN: dict[str, Any] = {
     "verifiers": [{"name": "answer", "use": "numeric"}],
     "train": {"steps": 1},
 }
-SHAPE = PolicyShape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1, vocabulary=10)
+LAYER = LayerBytes(kept=100, input=10, outside=7, backward=30, again=40)
+SHAPE = PolicyShape(
+    parameters=1000, trained=1000, cache_bytes=1, vocabulary=10, hidden=2, layers=4, tied=False, layer=LAYER
+)
+
+
+def device_parts(
+    policy: PolicyConfig, learner: LearnerConfig, shape: PolicyShape = SHAPE, **more: Any
+) -> dict[str, float]:
+    return dict(learner_memory(shape, policy, learner, more.pop("algorithm", None), **more).device)
 
 
 @pytest.mark.parametrize(
@@ -38,34 +49,39 @@ SHAPE = PolicyShape(parameters=1000, trained=1000, cache_bytes=1, activation_byt
 )
 def test_gradients_are_whole_where_they_are_reduced_once(learner: dict[str, Any], dtype: str, gradients: int) -> None:
     policy = PolicyConfig.model_validate({"path": "policy", "dtype": dtype})
-    found = learner_bytes(SHAPE, policy, LearnerConfig.model_validate({"ranks": 4, **learner}), None)
+    found = device_parts(policy, LearnerConfig.model_validate({"ranks": 4, **learner}))
     assert found["gradients"] == gradients
 
 
 @pytest.mark.parametrize(
-    ("offload", "there"),
-    [("none", []), ("optimizer", ["optimizer"]), ("parameters", ["weights", "optimizer"])],
+    ("stage", "offload", "there"),
+    [
+        (3, "none", []),
+        # ZeRO-3 sums gradients where its optimizer is. The other stages sum them on the device.
+        (3, "optimizer", ["gradients", "optimizer"]),
+        (3, "parameters", ["weights", "gradients", "optimizer"]),
+        (2, "optimizer", ["optimizer", "copies"]),
+    ],
 )
-def test_what_is_offloaded_is_counted_in_the_host_memory(offload: str, there: list[str]) -> None:
+def test_what_is_offloaded_is_counted_in_the_host_memory(stage: int, offload: str, there: list[str]) -> None:
     settings = SftConfig.model_validate(
         {
             "run": {"folder": "run"},
             "policy": {"new": {}},
             "data": {"path": "rows.jsonl"},
-            "learner": {"zero_stage": 3, "offload": offload},
+            "learner": {"zero_stage": stage, "offload": offload},
             "sft": {"steps": 1},
         }
     )
     printed = StringIO()
-    Console(file=printed, width=400).print(
-        add_memory(new_table("memory"), settings, shape_of(settings.policy, settings.learner))
-    )
+    Console(file=printed, width=400).print(add_memory(new_table("memory"), settings, planned_shape(settings)))
     lines = {line.split("  ")[1].strip(): line for line in printed.getvalue().splitlines() if "GiB" in line}
     host = lines.get("in the host's memory", "")
-    for name in ("weights 0", "gradients 0", "optimizer ("):
+    for name in ("weights 0", "gradients 0", "optimizer (", "copies for the step"):
         offloaded = name.split()[0] in there
-        assert (f" {name}" in host) == offloaded
-        assert (f" {name}" in lines["a learner rank"]) != offloaded
+        there_too = [any(f"{before} {name}" in line for before in ":,") for line in (host, lines["a learner rank"])]
+        assert there_too[0] == offloaded
+        assert there_too[1] == (not offloaded and not name.startswith("copies"))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +110,7 @@ def test_an_objective_that_does_not_correct_for_lag_is_warned_of(algorithm: dict
 
 def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
     policy, told = PolicyConfig.model_validate({"new": {"heads": 4, "key_value_heads": 2}}), {}
+    shapes: dict[int, PolicyShape | None] = {}
     for size in (1, 2):
         learner = {"ranks": 4, "sequence_parallel": size, "microbatch_tokens": 4096}
         settings = SftConfig.model_validate(
@@ -108,9 +125,9 @@ def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
         printed = StringIO()
         Console(file=printed, width=400).print(actors_table(settings))
         told[size] = "2 share each microbatch" in printed.getvalue()
-        found = learner_bytes(SHAPE, policy, settings.learner, None)
-        assert found["activations of a microbatch"] == 4096 / size
+        shapes[size] = planned_shape(settings)
     assert told == {1: False, 2: True}
+    assert shapes[1] and shapes[2] and shapes[1].layer.kept == 2 * shapes[2].layer.kept
     with pytest.raises(ValueError, match=r"sequence_parallel=3 cannot .* choose one of 1, 2, 4$"):
         shape_of(policy, LearnerConfig(ranks=3, sequence_parallel=3))
 
@@ -118,68 +135,109 @@ def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
 def test_a_reference_is_held_whole_by_every_rank_and_not_with_adapters() -> None:
     policy, with_kl = PolicyConfig(path="policy", dtype="bfloat16"), AlgorithmConfig(kl="k3", kl_coefficient=0.1)
     sharded = LearnerConfig(ranks=4, zero_stage=3)
-    assert learner_bytes(SHAPE, policy, sharded, with_kl)["reference policy"] == 2000
-    assert "reference policy" not in learner_bytes(SHAPE, policy, sharded, AlgorithmConfig())
+    assert device_parts(policy, sharded, algorithm=with_kl)["reference policy"] == 2000
+    assert "reference policy" not in device_parts(policy, sharded, algorithm=AlgorithmConfig())
     adapters = LearnerConfig(ranks=4, zero_stage=3, lora=LoraConfig())
-    assert "reference policy" not in learner_bytes(SHAPE, policy, adapters, with_kl)
+    assert "reference policy" not in device_parts(policy, adapters, algorithm=with_kl)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
-@pytest.mark.parametrize(("checkpointing", "kept"), [(False, 3 * 17), (True, 3), (0.3, 2 * 17 + 1), (0.7, 17 + 2)])
-def test_the_size_of_a_policy(dtype: str, size: int, checkpointing: float, kept: int) -> None:
+def test_the_size_of_a_policy(dtype: str, size: int) -> None:
     new = {"layers": 3, "hidden_size": 32, "heads": 4, "key_value_heads": 2, "alphabet": "0123", "tags": ["<a>"]}
     policy = PolicyConfig.model_validate({"new": new, "dtype": dtype})
-    shape = shape_of(policy, LearnerConfig(gradient_checkpointing=checkpointing))
+    shape = shape_of(policy, LearnerConfig())
     assert shape is not None and shape.trained == shape.parameters
-    # Keys and values: 2 heads of 8 each. Activations: 34 bytes a hidden unit in half precision, or the input alone.
+    # Keys and values: 2 heads of 8 each.
     assert shape.cache_bytes == 2 * 3 * 2 * 8 * size
-    assert shape.activation_bytes == kept * 32 * size
-    assert shape.vocabulary == 4 + 1 + 3
+    assert (shape.layers, shape.hidden, shape.vocabulary) == (3, 32, 4 + 1 + 3)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0, 4 * 100), (0.25, 3 * 100 + 10), (0.5, 2 * 100 + 20), (1, 4 * 10)])
+def test_activations_are_those_of_a_share_of_the_layers(share: float, kept: int) -> None:
+    policy = PolicyConfig.model_validate({"path": "policy", "dtype": "bfloat16"})
+    small = dataclasses.replace(SHAPE, trained=1)
+    parts = device_parts(policy, LearnerConfig(zero_stage=3, gradient_checkpointing=share, microbatch_tokens=1), small)
+    # Of the output head: the state of the only token, and its gradient.
+    assert parts["activations of a microbatch"] == 7 + kept + 2 * 2 * 2
+    assert parts["logits"] == 1.5 * 4 * 10 and parts["gradient of the output head"] == 8 * 10 * 2
+
+
+def test_tied_embeddings_wait_for_their_gradient() -> None:
+    policy = PolicyConfig.model_validate({"path": "policy", "dtype": "bfloat16"})
+    for tied in (True, False):
+        found = device_parts(policy, LearnerConfig(), dataclasses.replace(SHAPE, tied=tied))
+        assert "a layer's backward pass" in found and found.get("gradient of the output head", 0) == 2 * 20 * tied
+
+
+def test_the_step_copies_gradients() -> None:
+    def copied(dtype: str, **learner: Any) -> float:
+        policy = PolicyConfig.model_validate({"path": "policy", "dtype": dtype})
+        # So many parameters that the bucket is smaller than these copies.
+        large = dataclasses.replace(SHAPE, trained=8_000_000_000)
+        return device_parts(policy, LearnerConfig(**learner), large)["the step's copies of gradients"]
+
+    # The norm of the embedding's gradient in float64, and one tensor of all gradients where there are several.
+    assert copied("bfloat16", zero_stage=3, ranks=4) == 8 * 20 / 4 + 4 * 1e9
+    assert copied("float32") == 8 * 20 + 4 * 8e9
 
 
 def test_the_parts_of_a_learner_rank() -> None:
     policy = PolicyConfig.model_validate({"path": "policy", "dtype": "bfloat16"})
-    ranks = LearnerConfig(ranks=4, zero_stage=1, microbatch_tokens=100)
-    parts = learner_bytes(SHAPE, policy, ranks, None)
-    assert parts["weights"] == 2000 and parts["activations of a microbatch"] == 100
+    parts = device_parts(policy, LearnerConfig(ranks=4, zero_stage=1, microbatch_tokens=100))
+    assert parts["weights"] == 2000
     # Adam's two moments and a float32 copy, 12 bytes a parameter, sharded among 4 ranks.
     assert parts["optimizer (Adam, float32 weights)"] == 1000 * 12 / 4
     whole = PolicyConfig.model_validate({"path": "policy"})
-    assert learner_bytes(SHAPE, whole, LearnerConfig(), None)["optimizer (Adam, float32 weights)"] == 8000
-    assert learner_bytes(SHAPE, policy, LearnerConfig(ranks=4, zero_stage=3), None)["weights"] == 500
+    # In float32 too, stages 1 and 2 update a copy of the weights, and stage 3 the weights themselves.
+    assert device_parts(whole, LearnerConfig())["optimizer (Adam, float32 weights)"] == 12_000
+    assert device_parts(whole, LearnerConfig(zero_stage=3))["optimizer (Adam, float32 weights)"] == 8000
+    assert device_parts(policy, LearnerConfig(ranks=4, zero_stage=3))["weights"] == 500
     adapted = dataclasses.replace(SHAPE, trained=100)
-    assert learner_bytes(adapted, policy, LearnerConfig(lora=LoraConfig()), None)["weights"] == 2200
-
-
-def test_logits_are_those_of_a_microbatch_and_no_more_than_a_chunk() -> None:
-    policy, learner = PolicyConfig(path="policy"), LearnerConfig(microbatch_tokens=4096)
-    assert learner_bytes(SHAPE, policy, learner, None)["logits"] == 3 * 4096 * 10 * 4
-    large = dataclasses.replace(SHAPE, vocabulary=150_000)
-    assert learner_bytes(large, policy, learner, None)["logits"] == 3 << 28
+    assert device_parts(policy, LearnerConfig(lora=LoraConfig()), adapted)["weights"] == 2200
 
 
 @pytest.mark.parametrize(
-    ("keys", "memory", "told"),
+    ("learner", "dtype", "elements", "gathered"),
     [
-        ({"device": "cpu"}, Memory(None, 100 * GIB), None),
-        ({"device": "cpu"}, Memory(None, 30 * GIB), "this machine has 30.0 GiB free: lower learner.microbatch"),
-        # Somewhere else nothing is known.
-        ({"device": "cpu", "address": "ray://there"}, Memory(None, 1), None),
-        ({"device": "gpu"}, Memory(None, 1), None),
-        ({"device": "gpu"}, Memory(40 * GIB, 100 * GIB), None),
-        ({"device": "gpu"}, Memory(30 * GIB, 100 * GIB), "a learner rank needs about 32.0 GiB"),
-        ({"device": "gpu"}, Memory(8 * GIB, 100 * GIB), "generator.gpu_memory_share=0.85 leaves"),
-        # Beside a generator there is less.
-        ({"device": "gpu", "share_gpus": True}, Memory(40 * GIB, 100 * GIB), "lower generator.gpu_memory_share"),
-        ({"device": "gpu", "share_gpus": True, "sleep": True}, Memory(40 * GIB, 100 * GIB), None),
+        ({"zero_stage": 1}, "bfloat16", 4 * 5e8, 0),
+        ({"zero_stage": 2}, "bfloat16", 2 * 5e8, 0),
+        ({"zero_stage": 2, "overlap_comm": True}, "bfloat16", 2 * 2 * 5e8, 0),
+        ({"zero_stage": 2}, "float32", 4 * 5e8, 0),
+        ({"zero_stage": 3}, "bfloat16", 2 * 2 * 5e8, 2 * 1e9),
     ],
 )
-def test_what_does_not_fit_is_told_with_a_remedy(keys: dict[str, Any], memory: Memory, told: str | None) -> None:
-    settings = TrainConfig.model_validate({**TRAIN, "cluster": keys})
-    # 8 GiB of weights, as much of gradients, twice as much of Adam's.
-    shape = PolicyShape(2 * GIB, 2 * GIB, cache_bytes=1, activation_bytes=0, vocabulary=1)
-    warning = memory_warning(settings, shape, memory)
-    assert (warning is None) if told is None else told in (warning or ""), warning
+def test_what_deepspeed_holds_beside_the_states(
+    learner: dict[str, Any], dtype: str, elements: float, gathered: float
+) -> None:
+    policy = PolicyConfig.model_validate({"path": "policy", "dtype": dtype})
+    settings = LearnerConfig.model_validate({"ranks": 4, **learner})
+    # A layer so large that its backward pass is the fullest moment.
+    layer = dataclasses.replace(LAYER, backward=1e12)
+    large = dataclasses.replace(SHAPE, parameters=8_000_000_000, trained=8_000_000_000, layer=layer)
+    parts = device_parts(policy, settings, large)
+    assert parts["DeepSpeed's buckets"] == elements and parts.get("gathered weights", 0) == gathered
+    assert parts["CUDA"] == GIB
+    # A CPU has no context, and pages that nobody writes to take no memory.
+    on_cpu = device_parts(policy, settings, dataclasses.replace(SHAPE, layer=layer), device="cpu")
+    assert "CUDA" not in on_cpu and on_cpu["DeepSpeed's buckets"] == elements / 5e8 * 1000
+
+
+def test_the_plan_is_that_of_the_fullest_moment() -> None:
+    policy = PolicyConfig.model_validate({"path": "policy", "dtype": "bfloat16"})
+
+    def moment(layer: LayerBytes, pushed: float = 0.0, **learner: Any) -> tuple[str, dict[str, float]]:
+        shape = dataclasses.replace(SHAPE, layer=layer)
+        found = learner_memory(
+            shape, policy, LearnerConfig(microbatch_tokens=1, zero_stage=3, **learner), None, "cuda", pushed
+        )
+        return found.moment, dict(found.device)
+
+    small, one_layer = LayerBytes(1, 1, 1, 1, 1), LayerBytes(1, 1, 1, 5000, 6000)
+    assert moment(LayerBytes(1000, 10, 7, 3, 4))[0] == "the backward pass of the output head"
+    assert moment(one_layer)[1]["a layer's backward pass"] == 5000
+    assert moment(one_layer, gradient_checkpointing=1)[1]["a layer's backward pass"] == 6000
+    assert moment(small, pushed=9000) == ("a push of the weights", moment(small, pushed=9000)[1])
+    assert moment(small, pushed=9000)[1]["buckets of a push"] == 9000
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from grpo.algorithm.packing import TrainingSequence, pack
 from grpo.config import LearnerConfig, LoraConfig, NewPolicyConfig, PolicyConfig
-from grpo.planning.memory import learner_bytes, shape_of
+from grpo.planning.memory import learner_memory
+from grpo.planning.policy_shape import shape_of
 from grpo.policy.adapters import (
     adapter_tensors,
     adapters_off,
@@ -148,10 +149,14 @@ def test_the_plan_counts_what_is_trained(folder: Path) -> None:
     # Two layers, rank 3: into and out of q, k, v, o, gate, up and down.
     trained = 2 * 3 * ((16 + 16) + 2 * (16 + 8) + (16 + 16) + 3 * (16 + 24))
     assert (shapes[0].trained, shapes[1].trained) == (shapes[0].parameters, trained)
-    before, after = learner_bytes(shapes[0], policy, full, None), learner_bytes(shapes[1], policy, lora, None)
+    before, after = (
+        learner_memory(shape, policy, learner, None).device for shape, learner in zip(shapes, (full, lora), strict=True)
+    )
     assert after["weights"] == before["weights"] + 2 * trained
     assert after["gradients"] == 4 * trained / 2
     assert after["optimizer (Adam, float32 weights)"] == 12 * trained / 2
+    # The output head is frozen.
+    assert "gradient of the output head" in before and "gradient of the output head" not in after
 
 
 def test_unknown_targets_are_named_with_those_there_are(folder: Path) -> None:

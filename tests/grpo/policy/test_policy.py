@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from grpo.config import LearnerConfig, NewPolicyConfig, PolicyConfig
 from grpo.evaluation.model import open_model
-from grpo.planning.memory import shape_of
+from grpo.planning.policy_shape import shape_of
 from grpo.policy.hub import name_of, revision_of
 from grpo.policy.logprobs import load_model
 from grpo.policy.new import END, PAD, make_policy

@@ -37,23 +37,23 @@ class ScriptedPolicy:
     """A sampler: `say` gets the text of the prompt, and returns the text of the turn, or None to never answer.
 
     Attributes:
-        asked: (key, prompt tokens, limit of tokens, seed) of each request, in their order.
+        requests: (key, prompt tokens, limit of tokens, seed) of each request, in their order.
         given: futures that were handed out.
     """
 
     def __init__(self, say: Callable[[str], str | None], template: str = WITH_TOOLS) -> None:
         self.say = say
         self.tokenizer = small_tokenizer(template)
-        self.asked: list[tuple[int, tuple[int, ...], int, int]] = []
+        self.requests: list[tuple[int, tuple[int, ...], int, int]] = []
         self.given: list[Future[Completion]] = []
         self._lock = threading.Lock()
 
     def sample(self, key: int, token_ids: Sequence[int], max_tokens: int, seed: int) -> Future[Completion]:
         future: Future[Completion] = Future()
         with self._lock:
-            self.asked.append((key, tuple(token_ids), max_tokens, seed))
+            self.requests.append((key, tuple(token_ids), max_tokens, seed))
             self.given.append(future)
-            version = len(self.asked)
+            version = len(self.requests)
         said = self.say(self.text(token_ids))
         if said is not None:
             future.set_result(self.completion(said, max_tokens, version))

@@ -21,18 +21,18 @@ class ActingWorld:
 
     def open(self, row: Mapping[str, Any]) -> Opening:
         self.row, self.turns = row, 0
-        found = act(row.get("open", ""))
-        return found if found is not None else Opening((ChatMessage("user", f"{row.get('question', '')}"),))
+        result = act(row.get("open", ""))
+        return result if result is not None else Opening((ChatMessage("user", f"{row.get('question', '')}"),))
 
     def answer(self, turn: ChatMessage) -> Any:
         self.turns += 1
-        found = act(turn.content)
+        result = act(turn.content)
         said = f"{self.turns} {os.getpid()} {[getattr(call, 'arguments', call) for call in turn.calls]}"
-        return Answer((ChatMessage("user", said),), reward=0.5) if found is None else found
+        return Answer((ChatMessage("user", said),), reward=0.5) if result is None else result
 
     def close(self) -> WorldReward:
-        found = act(self.row.get("close", ""))
-        return found if found is not None else WorldReward(1.0, {"turns": float(self.turns)}, (0.5,) * self.turns)
+        result = act(self.row.get("close", ""))
+        return result if result is not None else WorldReward(1.0, {"turns": float(self.turns)}, (0.5,) * self.turns)
 
 
 def act(action: str) -> Any:
@@ -58,8 +58,6 @@ def fail(text: str) -> None:
 
 def start_a_child(text: str) -> Answer:
     child = subprocess.Popen(["sleep", "1000"])
-    if text == "and die":
-        os.kill(os.getpid(), signal.SIGKILL)
     return Answer((ChatMessage("user", f"{child.pid}"),))
 
 
@@ -76,6 +74,12 @@ def send(data: bytes) -> None:
 
 def send_later(text: str) -> None:
     threading.Timer(0.05, send, [b"\x02\0\0\0[]"]).start()
+
+
+def hang_up(text: str) -> None:
+    """Close the connection, and live on."""
+    os.close(connection_of_this_process())
+    time.sleep(1000)
 
 
 ACTIONS: dict[str, Callable[[str], Any]] = {
@@ -99,8 +103,8 @@ ACTIONS: dict[str, Callable[[str], Any]] = {
     "bare": lambda text: eval(text),
     "score": lambda text: WorldReward(eval(text)),
     "child": start_a_child,
+    "hang-up": hang_up,
     "fork-and-die": fork_and_die,
-    "folder": lambda text: Answer((ChatMessage("user", os.getcwd()),)),
 }
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo.cluster.start_up import without_collector
+from grpo.start_up import without_collector
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_collector_is_off_inside_and_as_it_was_after() -> None:
