@@ -51,18 +51,22 @@ def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> lis
     ]
 
 
-def exposed_paths(verifiers: Sequence[VerifierConfig], paths: Mapping[str, str]) -> list[str]:
-    """Find files and folders that the programs of a code verifier could read. They may contain expected outputs.
+def exposed_paths(
+    verifiers: Sequence[VerifierConfig], paths: Mapping[str, str], tools: Sequence[str] = ()
+) -> list[str]:
+    """Find files and folders that the policy's programs could read. They may contain expected outputs.
 
     Args:
         verifiers: configured verifiers. `code_problems` reports wrong options.
         paths: setting -> path.
+        tools: configured tools; `python` and `bash` run programs.
     """
     try:
         # Below CONFINED a program can read all files of the user. A user who sets such a level accepts this.
         confined = [name for name, item in code_verifiers(verifiers).items() if item.level >= IsolationLevel.CONFINED]
     except ValueError:
         return []
+    confined += [tool for tool in tools if tool in ("python", "bash")]
     if not confined:
         return []
     return [

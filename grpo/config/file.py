@@ -77,7 +77,7 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
         problems += config.problems()
         if isinstance(config, TrainConfig):
             problems += code_problems(config.verifiers, config.verification.deadline_s)
-            problems += exposed_paths(config.verifiers, local_paths(config))
+            problems += exposed_paths(config.verifiers, local_paths(config), config.tools)
     except ValidationError as failure:
         wrong = [error["loc"] for error in failure.errors()]
         # If an item of a list is wrong, pydantic drops it and also reports that the list is too short.

@@ -237,14 +237,14 @@ def main(arguments: list[str]) -> int:
     with contextlib.ExitStack() as closing:
         try:
             sessions = start_sandbox(setup, closing)
-            load: Callable[[], MakeWorld] = functools.partial(load_maker, setup, sessions)
+            # A fork of a process that has loaded the code does not load it again.
+            load: Callable[[], MakeWorld] = functools.cache(functools.partial(load_maker, setup, sessions))
             if not bare:
-                make = load()
-                load = lambda: make  # noqa: E731
+                load()
         except (Exception, SystemExit) as problem:
             control.send(f"failed {reason_of(problem)}".encode()[:_LONGEST_REASON])
             return 1
-        if len(os.listdir("/proc/self/task")) > 1:
+        if not bare and len(os.listdir("/proc/self/task")) > 1:
             closing.close()
             for inherited in (control_descriptor, setup_descriptor):
                 os.set_inheritable(inherited, True)

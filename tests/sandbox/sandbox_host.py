@@ -127,6 +127,34 @@ def forbid_namespaces() -> None:
     rules.load()
 
 
+class Sessions:
+    """Sessions of a host process, each under a name."""
+
+    def __init__(self, **arguments: Any) -> None:
+        from sandbox.outside.session_host import SessionHost
+
+        self._host, self._open = SessionHost(**arguments), {}
+        self.isolation = self._host.isolation
+
+    def begin(self, name: str, kind: str = "python", **limits: Any) -> None:
+        from sandbox import Limits
+        from sandbox.outside.session import BashSession, PythonSession
+
+        kinds = {"python": PythonSession, "bash": BashSession}
+        self._open[name] = kinds[kind](self._host, Limits(**{"wall_s": 20.0, **limits}))
+
+    def run(self, name: str, code: str, **options: Any) -> Any:
+        return self._open[name].run(code, **options)
+
+    def end(self, name: str) -> None:
+        self._open.pop(name).close()
+
+    def close(self) -> None:
+        for session in self._open.values():
+            session.close()
+        self._host.close()
+
+
 def main() -> None:
     mode = sys.argv[1]
     if mode == "root_in_a_container":
@@ -141,7 +169,7 @@ def main() -> None:
         forbid_namespaces()
     from sandbox import Sandbox
 
-    sandbox: Sandbox | None = None
+    sandbox: Sandbox | Sessions | None = None
     answers = os.fdopen(os.dup(1), "wb")
     while True:
         try:
@@ -151,7 +179,7 @@ def main() -> None:
         try:
             value: Any
             if method == "open":
-                sandbox = Sandbox(*arguments, **keywords)
+                sandbox = (Sessions if keywords.pop("sessions", False) else Sandbox)(*arguments, **keywords)
                 value = sandbox.isolation
             else:
                 value = getattr(sandbox, method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -211,6 +212,7 @@ def test_nothing_grows_over_many_programs(count: int) -> None:
         kinds = ["print(1)", "open('x', 'w').write('y')", "import os; os._exit(3)", "def f(): return f\nf()", "1 / 0"]
         for number in range(100):
             sandbox.run(kinds[number % len(kinds)])
+        gc.collect()  # descriptors of earlier tests
         before = _footprint(sandbox)
         for number in range(count):
             result = sandbox.run(kinds[number % len(kinds)])

@@ -482,6 +482,62 @@ def test_sandbox_tools_get_their_sessions(tmp_path) -> None:
         assert answer == Answer((ChatMessage("tool", "python {'limit': 3} 1 + 1", name="python"),), calls=1)
 
 
+def test_programs_of_the_policy_run_in_a_session_of_the_sandbox(tmp_path) -> None:
+    with begin(tmp_path, None, WorldSpec(("python",), tool_deadline_s=1.0), tool_deadline_s=1.0) as worlds:
+        opened(worlds, 1)
+        opened(worlds, 2)
+
+        def ran(key: int, code: str) -> str:
+            (message,) = said(worlds, key, "...", ToolCall("python", {"code": code})).messages
+            return message.content
+
+        assert ran(1, "x = 6\nx") == "6"
+        assert ran(2, "import os; open('file', 'w').close(); 'x' in globals()") == "False"
+        assert ran(1, "import os; x * 7, os.listdir('.')") == "(42, [])"
+        # The program's time ends before the process of the conversation is killed.
+        late = said(worlds, 1, "...", *[ToolCall("python", {"code": "import time; time.sleep(0.7)"})] * 3)
+        assert [each.content.partition(" ")[0] for each in late.messages] == ["(no", "(the", "error:"]
+        assert late.failures == {"timeout": 2}
+        assert ran(1, "x").endswith("NameError: name 'x' is not defined")
+        assert ran(2, "os.listdir('.')") == "['file']"
+
+
+@pytest.mark.parametrize("end", ["close", "abandon", "kill"])
+def test_a_session_ends_with_its_conversation(tmp_path, end: str) -> None:
+    others = descendants()
+    with begin(tmp_path, None, WorldSpec(("python",))) as worlds:
+        before = descendants()
+        opened(worlds, 1)
+        said(worlds, 1, "...", ToolCall("python", {"code": "import os\nx = 1"}))
+        during = descendants() - before
+        assert len(during) == 3  # the conversation's process, the session's cell, the interpreter
+        if end == "close":
+            worlds.close(1)
+            event_of(worlds, 1)
+        elif end == "abandon":
+            worlds.answer(1, ChatMessage("assistant", "...", (ToolCall("python", {"code": "while True: pass"}),)))
+            worlds.events(0.1)
+            worlds.abandon(1)
+        else:
+            (world,) = [each for each in during if each.parent() and each.parent().cmdline()[-1:] == ["1"]]
+            world.kill()
+        gone_soon(during)
+        opened(worlds, 3)
+        (message,) = said(worlds, 3, "...", ToolCall("python", {"code": "1 + 1"})).messages
+        assert message.content == "2"
+        everything = descendants()
+    gone_soon(everything - others)
+
+
+def descendants() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def gone_soon(processes: set[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=WAIT_S)
+    assert alive == []
+
+
 def test_tools_and_environments_of_a_file(tmp_path) -> None:
     (tmp_path / "tools.py").write_text(TOOLS)
     spec = WorldSpec(("tools.py:add",), (EnvironmentSpec("tools.py:Guess"),), folder=str(tmp_path))
@@ -515,6 +571,38 @@ if holder:
     print(answer.messages[0].content, holder, flush=True)
 time.sleep(1000)
 """
+
+
+DRIVER_WITH_PROGRAMS = """
+import sys, time
+from grpo.environments.processes import WorldProcesses
+from grpo.environments.spec import WorldSpec
+from grpo.messages import ChatMessage, ToolCall
+worlds = WorldProcesses(WorldSpec(("python",)), tool_deadline_s=30, memory_mib=None, log=sys.argv[1])
+worlds.open(1, {})
+worlds.events(30)
+for code in ("1", "while True: pass"):
+    worlds.answer(1, ChatMessage("assistant", "", (ToolCall("python", {"code": code}),)))
+    for _, answer in worlds.events(30 if code == "1" else 0.2):
+        print(answer.messages[0].content, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_sessions_die_with_the_driver(tmp_path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER_WITH_PROGRAMS, str(tmp_path / "log")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"1\n"
+        processes = set(psutil.Process(driver.pid).children(recursive=True))
+        assert (
+            len(processes) >= 5
+        )  # nursery, two processes of the sandbox, the conversation's process, cell, interpreter
+        driver.send_signal(signal.SIGKILL)
+    gone_soon(processes)
 
 
 def test_all_processes_die_with_the_driver(tmp_path) -> None:

@@ -96,5 +96,7 @@ def test_data_and_run_folders_that_programs_could_read_are_refused() -> None:
         except ValueError as problem:
             told = str(problem)
         assert (f"{setting}={path} lies where the programs that" in told) is refused, told
-    assert exposed_paths([verifier("math")], {"run.folder": "/usr/lib/x"}) == []
+    assert exposed_paths([verifier("math")], {"run.folder": "/usr/lib/x"}, ["my.py:python"]) == []
+    (problem,) = exposed_paths([verifier("math")], {"run.folder": "/usr/lib/x"}, ["my.py:f", "python"])
+    assert "run.folder=/usr/lib/x lies where the programs that 'python' runs can read it" in problem
     assert exposed_paths([verifier(level="filtered")], {"run.folder": "/usr/lib/x"}) == []
