@@ -1,50 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from conversations.scripted_turns import Turns
 from conversations.small_chat import FORGETFUL, PLAIN, small_tokenizer
 
+from grpo.algorithm.parts import sequences_of
 from grpo.conversation.observation import shortened
 from grpo.conversation.renderer import ChatRenderer
 from grpo.environments.contract import Answer, Event, Opening, WorldFailed
 from grpo.messages import ChatMessage, ConversationEnd, WorldReward
 from grpo.rollout.conversations import ConversationLimits, Conversations
-from grpo.types import Completion, Finished, Prompt, Request, VersionSpan
+from grpo.rollout.dialogue_state import dialogue_from_state, dialogue_state
+from grpo.types import Completion, Prompt, Request, VersionSpan
 
 LIMITS = ConversationLimits(prompt_tokens=500, turns=3, tokens=200, turn_tokens=60, observation_tokens=40, seconds=60.0)
-
-
-class Turns:
-    """A stream whose turns are texts, which it says in their order to each conversation."""
-
-    def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
-        self.tokenizer, self.texts, self.said = tokenizer, texts, dict[int, int]()
-        self.asked: list[Request] = []
-        self.pending: list[Request] = []
-
-    @property
-    def unfinished(self) -> int:
-        return len(self.pending)
-
-    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt] = ()) -> None:
-        self.asked += requests
-        self.pending += requests
-
-    def finished(self, wait: bool = True) -> Finished:
-        done, self.pending = self.pending, []
-        return [(request.index, (self._completion(request),)) for request in done]
-
-    def _completion(self, request: Request) -> Completion:
-        turn = self.said.get(request.index, 0)
-        self.said[request.index] = turn + 1
-        ids = self.tokenizer(self.texts[turn], add_special_tokens=False)["input_ids"]
-        ids = [*ids, self.tokenizer.eos_token_id]
-        most = request.max_tokens or len(ids)
-        kept = tuple(ids[:most])
-        reason = "stop" if most >= len(ids) else "length"
-        return Completion(kept, (-0.5,) * len(kept), self.texts[turn], reason, (VersionSpan(0, len(kept), turn),))
 
 
 class Answers:
@@ -174,3 +147,33 @@ def test_a_long_observation_is_cut_in_its_middle() -> None:
     assert len(turns.tokenizer(seen)["input_ids"]) <= LIMITS.observation_tokens
     assert shortened("short", 40, len) == "short"
     assert len(shortened("y" * 10_000_000, 40, len)) <= 40
+
+
+def test_a_first_prompt_that_is_too_long_is_refused() -> None:
+    values = {name: getattr(LIMITS, name) for name in LIMITS.__dataclass_fields__}
+    (completion,), turns = played(Answers(Answer()), "It is 42.")
+    longest = len(turns.asked[0].token_ids)
+    assert completion.prompt_ids(Prompt("row 0", "?", (1,), None, {})) == turns.asked[0].token_ids
+    # A prompt of exactly the limit is played.
+    played(Answers(Answer()), "It is 42.", limits=ConversationLimits(**values | {"prompt_tokens": longest}))
+    told = (
+        rf"the first prompt of row 0 has {longest} tokens with its tools, more than rollout.max_prompt_tokens="
+        rf"{longest - 1}; raise it, or shorten the prompts"
+    )
+    with pytest.raises(ValueError, match=told):
+        played(Answers(Answer()), "It is 42.", limits=ConversationLimits(**values | {"prompt_tokens": longest - 1}))
+
+
+def test_the_first_prompt_as_played_is_what_the_learner_reads() -> None:
+    opening = Opening((ChatMessage("user", "You stand at S."),))
+    (completion,), turns = played(Answers(Answer(), openings=[opening]), "It is 42.")
+    dialogue = completion.dialogue
+    assert dialogue is not None and "You stand at S." in turns.tokenizer.decode(dialogue.prompt_ids)
+    assert dialogue_from_state(dialogue_state(dialogue)) == dialogue
+    prompt = Prompt("row 0", "?", (1,), None, {})
+    (sequence,) = sequences_of(prompt, completion, 1.0)
+    assert sequence.token_ids == (*turns.asked[0].token_ids, *completion.token_ids)
+    assert sequence.prompt_length == len(turns.asked[0].token_ids)
+    # A single turn has the tokens of the row's prompt.
+    (sequence,) = sequences_of(prompt, replace(completion, dialogue=None), 1.0)
+    assert sequence.token_ids == (1, *completion.token_ids)
