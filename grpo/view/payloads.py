@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from grpo.report import run_files
 from grpo.report.charts import MISMATCH
 from grpo.report.closing_table import closing_table
+from grpo.report.conversations.columns import stored_dialogue
 from grpo.report.metrics_log import History
 from grpo.report.rollout_store import plain, step_path, stored_steps
 from grpo.report.step_time import TIMED_PARTS
@@ -149,7 +150,7 @@ def _group_detail(run: RunData, rows: Sequence[Mapping[str, Any]], shaded_tokens
     for row in rows:
         versions = sorted({span["policy_version"] for span in row["spans"]})
         names = ("sample", "completion", "completion_tokens", "finish_reason", "verdicts", "reward", "advantage")
-        completion = {name: row[name] for name in names} | {"versions": versions}
+        completion = {name: row[name] for name in names} | {"versions": versions} | _conversation(row)
         completions.append(completion | ({"tokens": _tokens(row, tokenizer)} if is_shaded else {}))
     first = rows[0]
     return shown(
@@ -162,12 +163,31 @@ def _group_detail(run: RunData, rows: Sequence[Mapping[str, Any]], shaded_tokens
     )
 
 
+def _conversation(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said after the first prompt, and how it ended; empty for a single turn."""
+    dialogue = stored_dialogue(row)
+    if dialogue is None:
+        return {}
+    said = [{"role": each.role, "name": each.name, "content": each.content} for each in dialogue.messages]
+    failures = [f"{number} {kind}" for kind, number in dialogue.failures.items()]
+    return {
+        "turns": said[dialogue.opening :],
+        "calls": dialogue.calls,
+        "call_failures": ", ".join(failures),
+        "ended": ": ".join(filter(None, (dialogue.ended, dialogue.reason))),
+        "waited_s": round(dialogue.waited_s, 3),
+    }
+
+
 def _tokens(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[list[Any]]:
-    """[text, log-probability, policy version] of each token."""
+    """[text, log-probability, policy version] of each token; no log-probability of a token that the world gave."""
     ids = row["token_ids"][:_MOST_TOKENS]
     texts = pieces(tokenizer, ids) if tokenizer else [f"{token} " for token in ids]
     versions = [span["policy_version"] for span in row["spans"] for _ in range(span["start"], span["stop"])]
-    logprobs = [round(logprob, 4) for logprob in row["logprobs"][: len(ids)]]
+    logprobs: list[float | None] = [round(logprob, 4) for logprob in row["logprobs"][: len(ids)]]
+    for given in row.get("given") or ():
+        for at in range(given["start"], min(given["stop"], len(ids))):
+            logprobs[at] = None
     return [list(token) for token in zip(texts, logprobs, versions[: len(ids)], strict=True)]
 
 

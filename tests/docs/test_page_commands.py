@@ -120,6 +120,7 @@ HERE: dict[str, tuple[str, ...]] = {
 REAL = "tests/engines/test_train_runs.py"
 GPU = "needs a GPU; tests/docs/test_pages.py loads it"
 PROGRAMS = "tests/engines/test_code_quickstart.py"
+CONVERSATIONS = "tests/engines/test_conversation_runs.py"
 # A page's command that is not run here: where it is, or why it is nowhere.
 ELSEWHERE = {
     "grpo sft   CONFIG [KEY=VALUE]...": f"{REAL}: with configs/quickstart_sft.yaml",
@@ -145,6 +146,12 @@ ELSEWHERE = {
     "grpo train configs/quickstart.yaml": REAL,
     "grpo sft configs/code_quickstart_sft.yaml": PROGRAMS,
     "grpo train configs/code_quickstart.yaml": PROGRAMS,
+    "grpo sft configs/tools_quickstart_sft.yaml": CONVERSATIONS,
+    "grpo check configs/tools_quickstart.yaml": "tests/grpo/planning/test_trial_conversation.py: with another policy",
+    "grpo train configs/tools_quickstart.yaml": CONVERSATIONS,
+    "grpo train configs/agent_quickstart.yaml": CONVERSATIONS,
+    "grpo sft configs/maze_quickstart_sft.yaml": f"{CONVERSATIONS}: with configs/tools_quickstart_sft.yaml",
+    "grpo train configs/maze_quickstart.yaml": f"{CONVERSATIONS}: with configs/tools_quickstart.yaml",
     "grpo sft configs/gsm8k_cpu_sft.yaml": "needs the hub; the command with a local copy is above",
     "grpo train configs/gsm8k_cpu.yaml": "needs the hub; the command with a local copy is above",
     "grpo eval Qwen/Qwen3-1.7B --task gsm8k --task humaneval --out evals/qwen3": "needs the hub: parsed only",

@@ -1,4 +1,4 @@
-"""A run whose policy plays conversations, with the real engines."""
+"""Runs whose policy plays conversations, with the real engines: the recipes of a tool and of a program, cut short."""
 
 from __future__ import annotations
 
@@ -7,85 +7,87 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
-from grpo.config import NewPolicyConfig
-from grpo.policy.new import make_policy
-from grpo.report.rollout_store import read_groups
+from grpo.report.rollout_store import StoredRollout, read_groups
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
+BRIEF = (
+    "learner.ranks=1",
+    "generator.replicas=1",
+    "rollout.prompts_per_step=4",
+    "rollout.group_size=4",
+    "train.steps=2",
+    "algorithm.minibatches=1",
+)
 
 
-def test_a_run_trains_on_conversations(tmp_path: Path) -> None:
-    """The policy plays a maze while the learner trains, so turns of a conversation have different versions.
-
-    Its letters are so few that most turns end at a stop string after some tokens.
-    """
-    small = NewPolicyConfig(
-        hidden_size=64,
-        layers=1,
-        heads=2,
-        key_value_heads=1,
-        intermediate_size=96,
-        max_position=512,
-        chat=True,
-        tags=("up", "down", "left", "right"),
-        alphabet="#SG. \nabcdefghiklmnoprstuvw",
-    )
-    make_policy(small, [], tmp_path / "policy", seed=0)
-    questions = {"generator": "grpo.environments.maze:questions", "options": {"count": 16, "same": True}}
-    config = {
-        "run": {"folder": str(tmp_path / "run")},
-        "policy": {"path": str(tmp_path / "policy")},
-        "data": questions,
-        "environment": {"use": "maze", "options": {"show": "cell"}},
-        "verifiers": [
-            {"name": "goal", "use": "environment"},
-            {"name": "letters", "use": f"{tmp_path / 'letters.py'}:letters"},
-        ],
-        "verification": {"check_golds": "off"},
-        "conversation": {"max_turns": 4, "max_turn_tokens": 24, "max_observation_tokens": 40},
-        "rollout": {
-            "prompts_per_step": 4,
-            "group_size": 4,
-            "max_prompt_tokens": 200,
-            "max_completion_tokens": 240,
-            "max_policy_lag": 1,
-            "stop": ["up", "down", "left", "right", "a", "e", "o"],
-        },
-        "algorithm": {"preset": "cispo"},
-        "learner": {"microbatch_tokens": 1024},
-        "evaluation": {"data": {**questions, "options": {"count": 2, "same": True}}},
-        "train": {"steps": 3},
-        "cluster": {"device": "cpu"},
-    }
-    # The goal is out of reach, and groups of equal rewards teach nothing.
-    (tmp_path / "letters.py").write_text(
-        "def letters(completion, reference, prompt):\n"
-        "    assert prompt['messages'][-1]['content'] == completion\n"
-        "    return len(completion) % 3 / 2\n"
-    )
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+def grpo(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from grpo.cli.app import app; app()", "train", str(file)],
-        cwd=tmp_path,
+        [sys.executable, "-c", "from grpo.cli.app import app; app()", *arguments],
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1, 2, 3] and "eval/accuracy" in lines[0]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def rollouts(folder: Path, step: int) -> list[StoredRollout]:
+    return [rollout for group in read_groups(folder, step) for rollout in group.rollouts]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cold start of the tools quickstart: too short to copy a number, but each conversation begins with a call."""
+    folder = tmp_path_factory.mktemp("sft")
+    small = ("policy.new.hidden_size=64", "policy.new.heads=2", "policy.new.key_value_heads=1", "learner.ranks=1")
+    brief = ("sft.steps=60", "sft.checkpoint_every=60", "learner.warmup_steps=5", "sft.batch_size=32")
+    rows = ("data.options.count=1500", "data.options.calling_share=1.0")
+    grpo("sft", "configs/tools_quickstart_sft.yaml", f"run.folder={folder}", *small, *brief, *rows)
+    return folder / "policy"
+
+
+def test_a_run_trains_on_calls_of_python(policy: Path, tmp_path: Path) -> None:
+    """While the learner trains, conversations go on, so their turns may have different versions."""
+    run = tmp_path / "run"
+    overrides = (f"policy.path={policy}", f"run.folder={run}", "rollout.max_policy_lag=1", "algorithm.preset=cispo")
+    # Few answers are right, and groups of equal rewards teach nothing.
+    letters = tmp_path / "letters.py"
+    letters.write_text(
+        "def letters(completion, reference, prompt):\n"
+        "    assert prompt['messages'][-1]['content'] == completion\n"
+        "    return len(completion) % 3 / 2\n"
+    )
+    verifiers = f"verifiers=[{{name: letters, use: '{letters}:letters'}}]"
+    checks = ("verification.check_golds='off'", "evaluation.data.options.count=4")
+    grpo("train", "configs/tools_quickstart.yaml", *BRIEF, *overrides, verifiers, *checks)
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [0, 1, 2] and "eval/accuracy" in lines[0]
     for line in lines[1:]:
-        assert line["conversation/turns_mean"] > 1 and line["conversation/observation_tokens_mean"] > 0
-        assert line["conversation/ended_failed"] == 0
-    # Learner and engine read the same tokens of several turns, those of the world among them.
+        assert line["conversation/turns_mean"] > 1 and line["conversation/calls_mean"] > 0.5
+        assert line["conversation/observation_tokens_mean"] > 0 and line["conversation/ended_failed"] == 0
+    # Learner and engine read the same tokens of several turns, those of the tool among them.
     assert lines[1]["learner/mismatch_kl_first"] < 1e-6
-    rollouts = [rollout for group in read_groups(tmp_path / "run", 3) for rollout in group.rollouts]
-    told = [message.content for each in rollouts if each.dialogue for message in each.dialogue.messages[2::2]]
-    assert told and all("row " in text or "are left out]" in text for text in told)
+    dialogues = [each.dialogue for each in rollouts(run, 2) if each.dialogue]
+    results = [message for each in dialogues for message in each.messages if message.role == "tool"]
+    assert results and all(message.name == "python" for message in results)
+
+
+def test_a_run_trains_inside_a_program(policy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    overrides = (f"policy.path={policy}", f"run.folder={run}", "train.steps=1", "rollout.prompts_per_step=1")
+    grpo("train", "configs/agent_quickstart.yaml", *BRIEF, *overrides, "evaluation.data.options.count=1")
+    played = rollouts(run, 1)
+    assert len(played) == 4 and all(
+        each.dialogue and each.dialogue.ended in ("over", "tokens", "turns") for each in played
+    )
+    assert metrics(run)[1]["conversation/turns_mean"] > 1

@@ -392,14 +392,35 @@ function drawCompletion(completion, largest, text) {
       el("span", {}, "advantage ", el("b", { class: advantage > 0 ? "up" : advantage < 0 ? "down" : "" }, advantage === null ? "none" : signed(advantage)))),
     el("div", { class: "gauge", "aria-hidden": "true" }, gauge),
     el("p", { class: "soft" }, `${count(completion.completion_tokens, "token")}, ${ended}, policy ${policy}`),
-    shading && completion.tokens ? shadedTokens(completion) : pre(completion.completion, text),
+    completion.turns ? el("p", { class: "soft" }, conversationFacts(completion)) : null,
+    ...(shading && completion.tokens ? [shadedTokens(completion)] : completion.turns ? drawTurns(completion.turns, text) : [pre(completion.completion, text)]),
     verdictList(completion.verdicts));
+}
+
+function conversationFacts({ turns, calls, call_failures, ended, waited_s }) {
+  const spoken = turns.filter((turn) => turn.role === "assistant").length;
+  return [count(spoken, "turn"), count(calls, "tool call") + (call_failures ? ` (failed: ${call_failures})` : ""),
+    `ended: ${ended}`, `${short(waited_s)} s for tools and environment`].join(", ");
+}
+
+// What the policy said, and what answered it, each under the name of the speaker.
+function drawTurns(turns, text) {
+  return turns.flatMap(({ role, name, content }) => {
+    const speaker = role === "assistant" ? "policy" : role === "tool" ? `result of ${name || "a tool"}` : role;
+    const said = pre(content, text);
+    if (role !== "assistant") said.classList.add("given");
+    return [el("p", { class: "speaker soft" }, speaker), said];
+  });
 }
 
 function shadedTokens(completion) {
   const made = el("pre", { tabindex: 0, class: "tokens" });
   let before = completion.tokens[0]?.[2];
   for (const [text, logprob, policy] of completion.tokens) {
+    if (logprob === null) {
+      made.append(el("span", { class: "given", title: "given by a tool, an environment or the chat template; carries no loss" }, text));
+      continue;
+    }
     const chance = Math.exp(logprob);
     const level = [0.9, 0.5, 0.2, 0.05].filter((limit) => chance < limit).length;
     made.append(el("span", { class: `p${level}${policy !== before ? " version" : ""}`,
