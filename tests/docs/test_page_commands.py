@@ -120,6 +120,7 @@ HERE: dict[str, tuple[str, ...]] = {
 REAL = "tests/engines/test_train_runs.py"
 GPU = "needs a GPU; tests/docs/test_pages.py loads it"
 PROGRAMS = "tests/engines/test_code_quickstart.py"
+TRIAL = "tests/grpo/planning/test_trial_conversation.py"
 CONVERSATIONS = "tests/engines/test_conversation_runs.py"
 # A page's command that is not run here: where it is, or why it is nowhere.
 ELSEWHERE = {
@@ -147,9 +148,9 @@ ELSEWHERE = {
     "grpo sft configs/code_quickstart_sft.yaml": PROGRAMS,
     "grpo train configs/code_quickstart.yaml": PROGRAMS,
     "grpo sft configs/tools_quickstart_sft.yaml": CONVERSATIONS,
-    "grpo check configs/tools_quickstart.yaml": "tests/grpo/planning/test_trial_conversation.py: with another policy",
+    "grpo check configs/tools_quickstart.yaml": f"{TRIAL}: with another policy",
     "grpo train configs/tools_quickstart.yaml": CONVERSATIONS,
-    "grpo train configs/agent_quickstart.yaml": CONVERSATIONS,
+    "grpo train configs/agent_quickstart.yaml": f"{TRIAL}: its program plays, with a stand-in for the policy",
     "grpo sft configs/maze_quickstart_sft.yaml": f"{CONVERSATIONS}: with configs/tools_quickstart_sft.yaml",
     "grpo train configs/maze_quickstart.yaml": f"{CONVERSATIONS}: with configs/tools_quickstart.yaml",
     "grpo sft configs/gsm8k_cpu_sft.yaml": "needs the hub; the command with a local copy is above",

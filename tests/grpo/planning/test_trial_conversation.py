@@ -58,6 +58,13 @@ def test_an_environment_answers_the_stand_in(policy: Path) -> None:
     assert text.count("Each turn, write one move") == 3 and "end: turns; 0 calls, failures: none; reward 0" in text
 
 
+def test_the_program_of_the_recipe_plays(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.chdir(ROOT)
+    text = shown("agent_quickstart", policy, "rollout.max_prompt_tokens=100", "rollout.max_completion_tokens=200")
+    assert "<|tools|>python(code)<end><|user|>1+2=?<end><|assistant|>" in text and "end: over; 0 calls" in text
+
+
 def test_a_program_that_fails_is_named(policy: Path) -> None:
     with pytest.raises(RuntimeError, match=r"failed 3 times on prompt rows:0 .* exit code 3"):
         shown("agent_quickstart", policy, "environment.command=[python, -c, raise SystemExit(3)]")
