@@ -382,7 +382,9 @@ def test_descriptors_and_processes_do_not_grow_with_conversations(tmp_path) -> N
         while len(nursery.children()) > 1:
             assert time.monotonic() < until
             worlds.events(0.01)
-        assert [len(os.listdir(f"/proc/{pid}/fd")) for pid in (os.getpid(), nursery.pid)] == descriptors
+        now = [len(os.listdir(f"/proc/{pid}/fd")) for pid in (os.getpid(), nursery.pid)]
+        # At the first look the nursery may not yet have closed the descriptor that it handed to the process.
+        assert now[0] == descriptors[0] and now[1] <= descriptors[1]
 
 
 def test_a_nursery_that_dies_is_replaced(tmp_path) -> None:
