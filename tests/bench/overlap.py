@@ -44,7 +44,7 @@ from grpo.generator.loop import EngineLoop
 from grpo.planning.simulation.lengths import modelled
 from grpo.planning.simulation.loop import Deployment, Integers, RolloutSchedule, Speeds, groups_needed, simulate
 from grpo.train_loop import train
-from grpo.types import Finished, Request, SamplingParams
+from grpo.types import Finished, Prompt, Request, SamplingParams
 
 PROMPTS, GROUP_SIZE = 16, 4
 DEPLOYMENT = Deployment(replicas=4, max_sequences=32)
@@ -137,7 +137,7 @@ class SleepingStream:
     def unfinished(self) -> int:
         return len(self._of)
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt] = ()) -> None:
         shares: dict[int, list[Request]] = {}
         loads = [list(self._of.values()).count(replica) for replica in range(DEPLOYMENT.replicas)]
         for request in requests:

@@ -22,7 +22,7 @@ from grpo.planning.simulation.lengths import Floats
 from grpo.planning.simulation.loop import Deployment, Speeds
 from grpo.rollout.staleness import OpenGroups
 from grpo.train_loop import train
-from grpo.types import Completion, Finished, Request, SamplingParams, VersionSpan
+from grpo.types import Completion, Finished, Prompt, Request, SamplingParams, VersionSpan
 from rewards import verdict
 from rewards.verdict import Verdict
 
@@ -75,7 +75,7 @@ class VirtualStream:
     def unfinished(self) -> int:
         return len(self.asked)
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[Request], prompts: Sequence[Prompt] = ()) -> None:
         fakes = self.generators
         for request in requests:
             self.asked.add(request.index)
