@@ -74,6 +74,6 @@ def test_without_verifiers_the_environment_gives_the_reward(tmp_path: Path) -> N
 
 
 def test_tools_alone_need_verifiers(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="verifiers"):
+    with pytest.raises(ValueError, match="verifiers is missing"):
         loaded(tmp_path, tools=["python"])
     assert loaded(tmp_path, tools=["python"], verifiers=NUMERIC).tools == ("python",)
