@@ -14,13 +14,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from grpo.agents.chains import Played
 from grpo.agents.program import AgentProgram, BadOutput, Printed, ProgramRun, run_program
 from grpo.agents.record import AgentLimits, AgentRecord
 from grpo.agents.server import AgentServer, OpenConversation, PolicySampler
 from grpo.conversation.renderer import ChatRenderer
 from grpo.environments.contract import WorldFailed
 from grpo.messages import ConversationEnd, WorldReward
+from grpo.types import Completion
 from grpo.visible import one_line, visible
 
 # Name of the policy for clients.
@@ -30,7 +30,7 @@ LOG = "agents.log"
 _LOGGED = 16_000
 _CLOSE_S = 10.0
 
-Finished = Played | WorldFailed
+Finished = Completion | WorldFailed
 
 
 class Agents:

@@ -12,20 +12,6 @@ from grpo.types import Completion, VersionSpan
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
-    """A conversation that an agent played with the policy.
-
-    Attributes:
-        prompt_ids: tokens before the completion's first sampled token. They are the agent's first prompt, with its
-            system message and tools, and not the tokens of the row's prompt.
-        completion: the sequence that begins with the first call. The others are in `completion.further`.
-    """
-
-    prompt_ids: tuple[int, ...]
-    completion: Completion
-
-
-@dataclass(frozen=True, slots=True)
 class AnsweredCall:
     """A call with its answer.
 
@@ -87,8 +73,8 @@ class _Chain:
         return tuple(spans)
 
 
-def played(calls: Sequence[AnsweredCall], dialogue: Dialogue, answer: str | None) -> Played:
-    """Return the sequences of a conversation.
+def played(calls: Sequence[AnsweredCall], dialogue: Dialogue, answer: str | None) -> Completion:
+    """Return a conversation: the sequence that begins with the first call, and the others in `further`.
 
     A call stays in the sequence of the call that it continues, unless the chat template rewrote the history there, or
     an earlier call already continues it. Otherwise it begins a sequence whose prompt is all that the policy read.
@@ -103,7 +89,7 @@ def played(calls: Sequence[AnsweredCall], dialogue: Dialogue, answer: str | None
     main, *others = _chains(calls)
     last = _last_of_main_line(calls)
     turns = [call.conversation.messages[-1] for call in calls]
-    completion = Completion(
+    return Completion(
         token_ids=main.tokens,
         logprobs=main.logprobs,
         text=turns[-1].content if answer is None else answer,
@@ -121,7 +107,6 @@ def played(calls: Sequence[AnsweredCall], dialogue: Dialogue, answer: str | None
             calls=sum(not isinstance(call, MalformedCall) for turn in turns for call in turn.calls),
         ),
     )
-    return Played(main.prompt_ids, completion)
 
 
 def _chains(calls: Sequence[AnsweredCall]) -> list[_Chain]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from grpo.agents.chains import AnsweredCall, Played, played
+from grpo.agents.chains import AnsweredCall, played
 from grpo.agents.replies import AgentReply, Finish
 from grpo.agents.requests import AgentCall, RefusedCall
 from grpo.conversation.calls import text_before_calls, written_calls
@@ -159,7 +159,7 @@ class AgentRecord:
         timed_out: bool = False,
         reward: WorldReward | None = None,
         answer: str | None = None,
-    ) -> Played | None:
+    ) -> Completion | None:
         """Return the finished conversation; None if the policy answered no call.
 
         Args:

@@ -141,17 +141,17 @@ def refusal(
         return shortage(changed, shape_for(changed, architecture), memory) is None
 
     shape = shape_for(settings, architecture)
-    found = remedies(settings, shape, memory.gpu, fits)
-    lines = [f"the job does not fit the memory of this machine: {short.text}.", *_choices(found)]
+    choices = remedies(settings, shape, memory.gpu, fits)
+    lines = [f"the job does not fit the memory of this machine: {short.text}.", *_choices(choices)]
     lines.append("to start nevertheless, set cluster.check_memory=warn (the plan is an estimate)")
     return "\n".join(lines)
 
 
-def _choices(found: list[Remedy]) -> list[str]:
-    if not found:
+def _choices(choices: list[Remedy]) -> list[str]:
+    if not choices:
         return ["no change of a few settings makes it fit; take a smaller policy, or more or larger GPUs"]
-    lines = "each of these changes makes it fit; take one:" if len(found) > 1 else "this change makes it fit:"
-    return [lines, *(f"  - {' '.join(remedy.keys)}   ({remedy.cost})" for remedy in found)]
+    lines = "each of these changes makes it fit; take one:" if len(choices) > 1 else "this change makes it fit:"
+    return [lines, *(f"  - {' '.join(remedy.keys)}   ({remedy.cost})" for remedy in choices)]
 
 
 def refuse_what_does_not_fit(settings: config.TrainConfig | config.SftConfig) -> None:

@@ -53,7 +53,7 @@ def remedies(settings: Settings, shape: PolicyShape, gpu: int | None, fits: Call
     """
     kinds = [list(kind) for kind in _kinds(settings, shape, gpu)]
     kinds = [kind for kind in kinds if kind]
-    found: list[Remedy] = []
+    choices: list[Remedy] = []
     chosen: list[set[int]] = []
     for size in range(1, _TOGETHER + 1):
         for group in itertools.combinations(range(len(kinds)), size):
@@ -62,11 +62,11 @@ def remedies(settings: Settings, shape: PolicyShape, gpu: int | None, fits: Call
                 continue
             remedy = _mildest(settings, [kinds[index] for index in group], fits)
             if remedy:
-                found.append(remedy)
+                choices.append(remedy)
                 chosen.append(set(group))
-                if len(found) == CHOICES:
-                    return found
-    return found
+                if len(choices) == CHOICES:
+                    return choices
+    return choices
 
 
 def _mildest(settings: Settings, kinds: list[list[Remedy]], fits: Callable[[Settings], bool]) -> Remedy | None:

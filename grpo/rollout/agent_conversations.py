@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from grpo.agents.chains import Played
 from grpo.environments.contract import WorldFailed
 from grpo.rollout.collector import RequestStream
 from grpo.rollout.members import Members
@@ -61,7 +60,7 @@ class Programs(Protocol):
         """Start the program of a conversation."""
         ...
 
-    def finished(self, wait_s: float = 0.0) -> list[tuple[int, Played | WorldFailed]]:
+    def finished(self, wait_s: float = 0.0) -> list[tuple[int, Completion | WorldFailed]]:
         """Return the conversations that ended since the last call; wait at most `wait_s` seconds for the first."""
         ...
 
@@ -149,11 +148,11 @@ class AgentConversations:
         for key, ended in self._programs.finished(wait_s):
             self._ended(key, ended)
 
-    def _ended(self, key: int, ended: Played | WorldFailed) -> None:
+    def _ended(self, key: int, ended: Completion | WorldFailed) -> None:
         play = self._plays[key]
-        if isinstance(ended, Played):
+        if isinstance(ended, Completion):
             del self._plays[key]
-            self._members.end(play.group, play.member, ended.completion)
+            self._members.end(play.group, play.member, ended)
             return
         # Without a sampled token there is nothing to train on, and no completion that could stand for the failure.
         if play.starts == STARTS:

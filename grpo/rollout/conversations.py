@@ -144,7 +144,6 @@ class Conversations:
                 self._look(wait_s=POLL_S)
             else:
                 self._sampled(self._turns.finished())
-                self._request()
         return self._members.take()
 
     def _look(self, wait_s: float) -> None:
@@ -204,8 +203,8 @@ class Conversations:
     def _next_turn(self, key: int, play: _Play) -> None:
         """Request the next turn of the policy, or end the conversation at a limit."""
         conversation, limits = play.played, self._limits
-        left = limits.tokens - sum(len(segment.token_ids) for segment in conversation.segments[1:])
-        if left < 1:
+        remaining = limits.tokens - sum(len(segment.token_ids) for segment in conversation.segments[1:])
+        if remaining < 1:
             self._close(key, play, ConversationEnd.TOKENS)
         elif len(conversation.turns) >= limits.turns:
             self._close(key, play, ConversationEnd.TURNS)
@@ -213,7 +212,7 @@ class Conversations:
             self._close(key, play, ConversationEnd.SECONDS)
         else:
             seed = _turn_seed(play.seed, play.member, len(conversation.turns))
-            self._due.append(Request(key, conversation.context, seed, max_tokens=min(left, limits.turn_tokens)))
+            self._due.append(Request(key, conversation.context, seed, max_tokens=min(remaining, limits.turn_tokens)))
 
     def _sampled(self, turns: Finished) -> None:
         for key, (completion,) in turns:

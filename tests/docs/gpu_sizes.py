@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import Qwen3Config
+from tiny_policy import qwen3_shape
 
 from grpo.config import TrainConfig
 from grpo.config.file import load
@@ -93,18 +93,7 @@ class Row:
 
 def write_shape(policy: str, folder: Path) -> Path:
     """Write the `config.json` of a Qwen3 policy into `folder`; return the folder."""
-    hidden, layers, heads, intermediate, tied = _SHAPES[policy]
-    Qwen3Config(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=intermediate,
-        tie_word_embeddings=tied,
-        vocab_size=151_936,
-        max_position_embeddings=32_768,
-    ).save_pretrained(folder)
+    qwen3_shape(*_SHAPES[policy]).save_pretrained(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from grpo.algorithm.packing import TrainingSequence, pack
 from grpo.config import NewPolicyConfig
@@ -107,3 +107,26 @@ def one_by_one(
         for parts in zip(*(one.split(lengths) for one in (query, key, value)), strict=True)
     ]
     return torch.cat(outputs)
+
+
+def qwen3_shape(hidden: int, layers: int, heads: int, intermediate: int, tied: bool) -> Qwen3Config:
+    """The architecture of a published Qwen3 policy, for plans without its weights.
+
+    Args:
+        hidden: width of the hidden states.
+        layers: number of layers.
+        heads: number of attention heads.
+        intermediate: width of the MLP.
+        tied: whether input and output embeddings are a single tensor.
+    """
+    return Qwen3Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=intermediate,
+        tie_word_embeddings=tied,
+        vocab_size=151_936,
+        max_position_embeddings=32_768,
+    )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conversations.made_up import prompt_of
 from conversations.scripted_policy import ADD, CALL, WITH_TOOLS, ScriptedPolicy, small_record, small_renderer
 from conversations.small_chat import FORGETFUL
 from transformers import PreTrainedTokenizerFast
 
 from grpo.agents import record as record_module
-from grpo.agents.chains import Played
 from grpo.agents.record import AgentRecord
 from grpo.agents.replies import AgentReply, completed
 from grpo.agents.requests import RefusedCall, read_call
@@ -54,16 +54,16 @@ class Client:
         self.turns.append(self.policy.completion(answer, opened.max_tokens, version=len(self.turns)))
         return self.record.answer(opened, self.turns[-1], f"chatcmpl-{len(self.turns)}")
 
-    def played(self) -> Played:
+    def played(self) -> Completion:
         played = self.record.result(ConversationEnd.OVER)
         assert played is not None
         return played
 
 
-def loss_tokens(played: Played) -> list[tuple[int, float]]:
+def loss_tokens(played: Completion) -> list[tuple[int, float]]:
     """(token, log-probability) of each token that carries loss."""
     pairs = []
-    for part in (played.completion, *played.completion.further):
+    for part in (played, *played.further):
         given = {at for start, stop in part.given for at in range(start, stop)}
         pairs += [
             (token, logprob)
@@ -92,17 +92,16 @@ def test_a_continued_call_reads_the_tokens_that_were_sampled(renderer: ChatRende
     eos = policy.tokenizer.eos_token_id
     assert between.count(eos) == 1 and "5 <|im_end|>" in policy.text(between)
     played = client.played()
-    assert played.prompt_ids == client.prompts[0]
-    completion = played.completion
-    assert completion.token_ids == client.turns[0].token_ids + between + client.turns[1].token_ids
+    assert prompt_of(played) == client.prompts[0]
+    assert played.token_ids == client.turns[0].token_ids + between + client.turns[1].token_ids
     start = len(client.turns[0].token_ids)
-    assert completion.given == ((start, start + len(between)),)
+    assert played.given == ((start, start + len(between)),)
     stop = start + len(between)
-    assert completion.spans == (VersionSpan(0, stop, 0), VersionSpan(stop, len(completion.token_ids), 1))
-    assert completion.further == () and loss_tokens(played) == sampled_tokens(client)
-    assert completion.text == "It is so: five" and completion.dialogue
-    assert [message.role for message in completion.dialogue.messages] == ["user", "assistant", "tool", "assistant"]
-    assert (completion.dialogue.opening, completion.dialogue.calls) == (1, 1)
+    assert played.spans == (VersionSpan(0, stop, 0), VersionSpan(stop, len(played.token_ids), 1))
+    assert played.further == () and loss_tokens(played) == sampled_tokens(client)
+    assert played.text == "It is so: five" and played.dialogue
+    assert [message.role for message in played.dialogue.messages] == ["user", "assistant", "tool", "assistant"]
+    assert (played.dialogue.opening, played.dialogue.calls) == (1, 1)
 
 
 def test_what_clients_add_or_drop_does_not_begin_another_sample(renderer: ChatRenderer, policy: ScriptedPolicy) -> None:
@@ -123,7 +122,7 @@ def test_what_clients_add_or_drop_does_not_begin_another_sample(renderer: ChatRe
     tool = {"type": "function", "function": ADD["function"] | {"strict": None}}
     said = [question, again, {"role": "tool", "tool_call_id": "mine", "content": "5"}]
     client.say(said, "5", tools=[tool], temperature=1, max_tokens=None)
-    assert client.played().completion.further == ()
+    assert client.played().further == ()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +139,7 @@ def test_an_edited_history_is_a_sample_of_its_own(renderer: ChatRenderer, policy
     first = client.say([USER], "Let me see.\n" + CALL, tools=[ADD])
     client.say([USER, change(first), {"role": "user", "content": "Go on."}], "No", tools=[ADD])
     played = client.played()
-    (other,) = played.completion.further
+    (other,) = played.further
     assert (other.prompt_ids, other.token_ids) == (client.prompts[1], client.turns[1].token_ids)
     assert loss_tokens(played) == sampled_tokens(client)
     assert policy.text(other.prompt_ids).count("<tool_call>") == policy.text(client.prompts[0]).count("<tool_call>") + (
@@ -158,15 +157,15 @@ def test_forks_share_their_prefix_and_each_token_carries_loss_once(
     client.say([USER, first, {"role": "user", "content": "right"}], "Going right")
     client.say([*branch, second, {"role": "user", "content": "on"}], "There")
     played = client.played()
-    (fork,) = played.completion.further
+    (fork,) = played.further
     start = len(client.prompts[0])
     assert client.prompts[3][:start] + client.prompts[3][start:] == client.prompts[3]
-    assert played.prompt_ids + played.completion.token_ids == client.prompts[3] + client.turns[3].token_ids
+    assert prompt_of(played) + played.token_ids == client.prompts[3] + client.turns[3].token_ids
     assert fork.prompt_ids == client.prompts[2] and fork.token_ids == client.turns[2].token_ids
     shared = start + len(client.turns[0].token_ids)
     assert client.prompts[2][:shared] == client.prompts[1][:shared]
     assert sorted(loss_tokens(played)) == sorted(sampled_tokens(client))
-    assert [message.content for message in played.completion.dialogue.messages[-2:]] == ["on", "There"]  # type: ignore[union-attr]
+    assert [message.content for message in played.dialogue.messages[-2:]] == ["on", "There"]  # type: ignore[union-attr]
 
 
 def test_a_sub_agent_and_other_tools_are_samples_of_their_own(renderer: ChatRenderer, policy: ScriptedPolicy) -> None:
@@ -176,8 +175,8 @@ def test_a_sub_agent_and_other_tools_are_samples_of_their_own(renderer: ChatRend
     client.say([USER, first, {"role": "user", "content": "On."}], "without tools now")
     client.say([USER, first, {"role": "user", "content": "On."}], "with tools", tools=[ADD])
     played = client.played()
-    assert [part.prompt_ids for part in played.completion.further] == client.prompts[1:3]
-    assert played.completion.token_ids[-len(client.turns[3].token_ids) :] == client.turns[3].token_ids
+    assert [part.prompt_ids for part in played.further] == client.prompts[1:3]
+    assert played.token_ids[-len(client.turns[3].token_ids) :] == client.turns[3].token_ids
     assert sorted(loss_tokens(played)) == sorted(sampled_tokens(client))
 
 
@@ -187,8 +186,8 @@ def test_a_template_that_forgets_thoughts_divides_the_conversation() -> None:
     assert first["content"] == "<think>\nHm.\n</think>\n\nFour."
     client.say([USER, first, {"role": "user", "content": "Sure?"}], "Five.")
     played = client.played()
-    assert played.completion.token_ids == client.turns[0].token_ids
-    (later,) = played.completion.further
+    assert played.token_ids == client.turns[0].token_ids
+    (later,) = played.further
     assert later.prompt_ids == client.prompts[1] and "Hm." not in client.policy.text(later.prompt_ids)
     assert loss_tokens(played) == sampled_tokens(client)
 
@@ -205,7 +204,7 @@ def test_results_of_parallel_calls_stand_in_the_order_of_the_calls(
     ]
     client.say([USER, first, *results], "Done", tools=[ADD])
     text = policy.text(client.prompts[1])
-    assert text.index("first") < text.index("second") and client.played().completion.further == ()
+    assert text.index("first") < text.index("second") and client.played().further == ()
 
 
 @pytest.mark.parametrize(
@@ -223,7 +222,7 @@ def test_a_call_that_no_client_could_run_stays_text(
     first = client.say([USER], answer, tools=[ADD])
     assert first == {"role": "assistant", "content": answer}
     client.say([USER, first, {"role": "user", "content": "Write a call."}], "No", tools=[ADD])
-    dialogue = client.played().completion.dialogue
+    dialogue = client.played().dialogue
     assert dialogue and dialogue.failures == {failure: 1} and dialogue.further == ()
 
 
@@ -231,7 +230,7 @@ def test_without_tools_a_call_is_text(renderer: ChatRenderer, policy: ScriptedPo
     client = Client(small_record(renderer), policy)
     for fields in ({}, {"tools": [ADD], "tool_choice": "none"}):
         assert client.say([USER], CALL, **fields) == {"role": "assistant", "content": CALL}
-    assert client.played().completion.dialogue.calls == 0  # type: ignore[union-attr]
+    assert client.played().dialogue.calls == 0  # type: ignore[union-attr]
 
 
 def test_limits_end_the_conversation(renderer: ChatRenderer, policy: ScriptedPolicy) -> None:
@@ -247,7 +246,7 @@ def test_limits_end_the_conversation(renderer: ChatRenderer, policy: ScriptedPol
     with pytest.raises(RefusedCall, match="limit of tokens") as refused:
         tokens.say([USER], "more")
     assert refused.value.status == 410 and tokens.record.ended is ConversationEnd.TOKENS
-    assert tokens.played().completion.finish_reason == "length"
+    assert tokens.played().finish_reason == "length"
 
     both = Client(small_record(renderer, max_turn_tokens=7), policy)
     assert both.reply([USER], "x" * 50).completion_tokens == 7
@@ -301,9 +300,9 @@ def test_the_time_of_the_world_is_that_without_an_open_call(
     record.answer(second, policy.completion("x"), "b")
     clock[0] = 116.0
     played = record.result(ConversationEnd.OVER)
-    assert played and played.completion.dialogue
+    assert played and played.dialogue
     # From the first request to the end 15 s, of which 7 s had a call under way.
-    assert (played.completion.dialogue.lasted_s, played.completion.dialogue.waited_s) == (15.0, 8.0)
+    assert (played.dialogue.lasted_s, played.dialogue.waited_s) == (15.0, 8.0)
 
 
 def test_a_template_without_calls_refuses_tools(policy: ScriptedPolicy) -> None:
@@ -342,10 +341,10 @@ def test_real_families_join_their_turns(family: str, data_folder: Path) -> None:
     said = {"role": "tool", "tool_call_id": calls[0]["id"], "content": "5"} if fields else USER
     client.say([USER, first, said], "Five", **fields)
     played = client.played()
-    assert played.completion.further == () and loss_tokens(played) == sampled_tokens(client)
-    assert played.prompt_ids + played.completion.token_ids == client.prompts[1] + client.turns[1].token_ids
+    assert played.further == () and loss_tokens(played) == sampled_tokens(client)
+    assert prompt_of(played) + played.token_ids == client.prompts[1] + client.turns[1].token_ids
     # The same history from another client, with other words, is written as the policy would have written it.
     edited = [USER, first | {"content": "Hm."}, said]
     client.say(edited, "Five", **fields)
-    (other,) = client.played().completion.further
+    (other,) = client.played().further
     assert "add" in policy.text(other.prompt_ids) or not fields

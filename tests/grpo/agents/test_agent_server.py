@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from conversations.made_up import prompt_of
 from conversations.scripted_policy import ADD, CALL, ScriptedPolicy, small_record, small_renderer
 from conversations.serving import Serving, serving
 
@@ -84,16 +85,13 @@ def test_the_openai_client_plays_turns_with_tools(
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert first.id != second.id and [key for key, *_ in requests] == [1, 1]
     played = conversation.record.result(ConversationEnd.OVER)
-    assert played.completion.further == () and played.prompt_ids == requests[0][1]
-    whole = played.prompt_ids + played.completion.token_ids
+    assert played.further == () and prompt_of(played) == requests[0][1]
+    whole = prompt_of(played) + played.token_ids
     assert whole[: len(requests[1][1])] == requests[1][1]
     # Three pieces: a turn, what the tool said, a turn; nothing was tokenised again.
     first_turn = policy.completion(CALL).token_ids
-    assert played.completion.token_ids[: len(first_turn)] == first_turn
-    assert (
-        played.completion.token_ids[-len(policy.completion("It is 5.").token_ids) :]
-        == policy.completion("It is 5.").token_ids
-    )
+    assert played.token_ids[: len(first_turn)] == first_turn
+    assert played.token_ids[-len(policy.completion("It is 5.").token_ids) :] == policy.completion("It is 5.").token_ids
 
 
 def test_a_stream_joins_like_an_answer(running: Serving, opened: tuple[str, Any]) -> None:
@@ -121,7 +119,7 @@ def test_a_stream_joins_like_an_answer(running: Serving, opened: tuple[str, Any]
     ]
     with client.chat.completions.stream(model="policy", messages=messages, tools=[ADD]) as events:
         assert events.get_final_completion().choices[0].message.content == "It is 5."
-    assert conversation.record.result(ConversationEnd.OVER).completion.further == ()
+    assert conversation.record.result(ConversationEnd.OVER).further == ()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +200,7 @@ def test_after_the_end_calls_are_refused(running: Serving, opened: tuple[str, An
         with pytest.raises(openai.APIStatusError, match="the conversation is over") as refused:
             client.chat.completions.create(model="policy", messages=HI)
         assert refused.value.status_code == 410
-    assert len(conversation.record.result(ConversationEnd.OVER).completion.token_ids) == len("Hello.") + 1
+    assert len(conversation.record.result(ConversationEnd.OVER).token_ids) == len("Hello.") + 1
 
 
 def test_after_a_limit_calls_are_refused(running: Serving, renderer: Any) -> None:
@@ -316,7 +314,7 @@ def test_two_hundred_conversations_at_once(running: Serving, renderer: Any, poli
     for key in keys:
         played = opened[key][1].record.result(ConversationEnd.OVER)
         turns = [request for request in policy.requests if request[0] == key]
-        whole = played.prompt_ids + played.completion.token_ids
+        whole = prompt_of(played) + played.token_ids
         assert len(turns) == 2 and whole[: len(turns[1][1])] == turns[1][1] and f"is {key}." in policy.text(turns[0][1])
         seeds |= {seed for *_, seed in turns}
         running.end(opened[key][0])

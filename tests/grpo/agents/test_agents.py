@@ -17,11 +17,11 @@ from conversations.running import dies, is_running
 from conversations.scripted_policy import ADD, CALL, LIMITS, ScriptedPolicy, small_renderer
 
 from grpo.agents.agents import LOG, Agents, Finished
-from grpo.agents.chains import Played
 from grpo.agents.program import AgentProgram, BadOutput, Printed, run_program
 from grpo.agents.record import AgentLimits
 from grpo.environments.contract import WorldFailed
 from grpo.messages import ConversationEnd
+from grpo.types import Completion
 
 # A client without packages, so that a program starts in a twentieth of a second.
 CALLER = """
@@ -79,7 +79,7 @@ def failed(ended: Finished) -> tuple[str, str]:
     """Status and reason of a failure; a failure has no score, whatever the program printed."""
     if isinstance(ended, WorldFailed):
         return ended.status, ended.reason
-    dialogue = ended.completion.dialogue
+    dialogue = ended.dialogue
     assert dialogue and dialogue.ended is ConversationEnd.FAILED and dialogue.reward.score is None
     return "timeout" if dialogue.timed_out else "error", dialogue.reason
 
@@ -111,22 +111,22 @@ def test_a_program_with_the_openai_client_plays(tmp_path: Path) -> None:
         {"question": "2+3?"},
         say=lambda prompt: "It is 5." if "<tool_response>\n5" in prompt else CALL,
     )
-    assert isinstance(ended, Played)
-    dialogue = ended.completion.dialogue
+    assert isinstance(ended, Completion)
+    dialogue = ended.dialogue
     assert dialogue and (dialogue.ended, dialogue.reason) == (ConversationEnd.OVER, "")
     assert (dialogue.reward.score, dialogue.reward.parts, dialogue.calls) == (0.5, {"turns": 2.0}, 1)
     assert [message.role for message in dialogue.messages] == ["user", "assistant", "tool", "assistant"]
-    assert ended.completion.text == "It is 5." and dialogue.further == ()
+    assert ended.text == "It is 5." and dialogue.further == ()
     assert 0 < dialogue.waited_s <= dialogue.lasted_s
     assert not (tmp_path / LOG).exists()
 
 
 def test_the_last_turn_is_judged_unless_the_program_prints_an_answer(tmp_path: Path) -> None:
     ended = only_end(CALLER + "call(user('Hi'))\nprint('just words')", tmp_path)
-    assert isinstance(ended, Played) and ended.completion.text == "Hello."
-    assert ended.completion.dialogue.reward.score is None  # type: ignore[union-attr]
+    assert isinstance(ended, Completion) and ended.text == "Hello."
+    assert ended.dialogue.reward.score is None  # type: ignore[union-attr]
     ended = only_end(CALLER + "call(user('Hi'))\nprint(json.dumps({'answer': 42}))", tmp_path)
-    assert isinstance(ended, Played) and ended.completion.text == "42"
+    assert isinstance(ended, Completion) and ended.text == "42"
 
 
 def test_a_program_gets_its_row_and_few_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +139,8 @@ def test_a_program_gets_its_row_and_few_variables(tmp_path: Path, monkeypatch: p
     )
     row = {"question": "Wie gro\u00df?", "n": 3}
     ended = only_end(source, tmp_path, row, passed=("MY_SETTING",))
-    assert isinstance(ended, Played)
-    own, of_file, messages, names, scratch = json.loads(ended.completion.text)
+    assert isinstance(ended, Completion)
+    own, of_file, messages, names, scratch = json.loads(ended.text)
     assert own == of_file == row and messages == [{"role": "user", "content": "Hi"}]
     assert "MY_SETTING" in names and "WANDB_API_KEY" not in names and "NO_PROXY" in names
     assert not Path(scratch).exists()
@@ -164,7 +164,7 @@ def test_a_failure_is_never_a_score(tmp_path: Path, source: str, words: str) -> 
     ended = only_end(source, tmp_path)
     status, reason = failed(ended)
     assert status == "error" and words in reason
-    assert isinstance(ended, Played) == ("call(user('Hi'))" in source)
+    assert isinstance(ended, Completion) == ("call(user('Hi'))" in source)
     assert (tmp_path / LOG).read_text().startswith("conversation 1: ") and words in (tmp_path / LOG).read_text()
 
 
@@ -191,20 +191,20 @@ def test_children_do_not_outlive_a_program_that_ends(tmp_path: Path) -> None:
         "print(json.dumps({'answer': subprocess.Popen(['sleep', '300'], stdout=subprocess.DEVNULL).pid}))"
     )
     ended = only_end(source, tmp_path)
-    assert isinstance(ended, Played) and not is_running(int(ended.completion.text))
+    assert isinstance(ended, Completion) and not is_running(int(ended.text))
 
 
 def test_after_a_limit_any_exit_code_is_that_limit(tmp_path: Path) -> None:
     ended = only_end(CALLER + "call(user('Hi'))\ncall(user('Hi'))", tmp_path, max_turns=1)
-    assert isinstance(ended, Played)
-    dialogue = ended.completion.dialogue
+    assert isinstance(ended, Completion)
+    dialogue = ended.dialogue
     assert dialogue and (dialogue.ended, dialogue.reason) == (ConversationEnd.TURNS, "")
     source = CALLER + (
         "call(user('Hi'))\ntry:\n    call(user('Hi'))\nexcept urllib.error.HTTPError as over:\n"
         "    print(json.dumps({'reward': over.code}))"
     )
     ended = only_end(source, tmp_path, max_turns=1)
-    assert isinstance(ended, Played) and ended.completion.dialogue.reward.score == 410  # type: ignore[union-attr]
+    assert isinstance(ended, Completion) and ended.dialogue.reward.score == 410  # type: ignore[union-attr]
 
 
 def test_many_programs_wait_for_a_place_and_keep_apart(tmp_path: Path) -> None:
@@ -217,10 +217,10 @@ def test_many_programs_wait_for_a_place_and_keep_apart(tmp_path: Path) -> None:
         for key in range(40):
             agents.start(key, {"n": 100 + key}, seed=key)
         for key, ended in ends(agents, 40).items():
-            assert isinstance(ended, Played), ended
-            dialogue = ended.completion.dialogue
+            assert isinstance(ended, Completion), ended
+            dialogue = ended.dialogue
             assert dialogue and dialogue.reward.score == 100 + key
-            assert ended.completion.text == str(100 + key)[::-1]
+            assert ended.text == str(100 + key)[::-1]
 
 
 def test_an_abandoned_conversation_says_nothing_and_its_program_dies(tmp_path: Path) -> None:
@@ -299,8 +299,8 @@ def test_openai_agents_plays_with_its_tools(tmp_path: Path) -> None:
         {"question": "2+3?"},
         say=lambda prompt: "It is 5." if "<tool_response>\n5" in prompt else CALL,
     )
-    assert isinstance(ended, Played), ended
-    dialogue = ended.completion.dialogue
+    assert isinstance(ended, Completion), ended
+    dialogue = ended.dialogue
     assert dialogue and dialogue.ended is ConversationEnd.OVER and dialogue.further == ()
     assert [message.role for message in dialogue.messages] == ["system", "user", "assistant", "tool", "assistant"]
-    assert ended.completion.text == "It is 5." and dialogue.calls == 1
+    assert ended.text == "It is 5." and dialogue.calls == 1

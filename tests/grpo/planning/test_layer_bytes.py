@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from tiny_policy import qwen3_shape
 from torch import nn
 from transformers import DeepseekV3Config, FalconConfig, Qwen2Config, Qwen3Config
 
@@ -43,18 +44,7 @@ AUDIT = {
 
 
 def architecture(name: str) -> Qwen3Config:
-    hidden, layers, heads, intermediate, tied = SIZES[name]
-    return Qwen3Config(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=intermediate,
-        tie_word_embeddings=tied,
-        vocab_size=151_936,
-        max_position_embeddings=32_768,
-    )
+    return qwen3_shape(*SIZES[name])
 
 
 @pytest.fixture(scope="module")

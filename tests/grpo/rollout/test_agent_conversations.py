@@ -10,7 +10,6 @@ from conversations.made_up import make_conversation, make_dialogue
 from conversations.scripted_turns import Turns
 from conversations.small_chat import small_tokenizer
 
-from grpo.agents.chains import Played
 from grpo.environments.contract import WorldFailed
 from grpo.messages import ConversationEnd
 from grpo.rollout.agent_conversations import AgentCalls, AgentConversations
@@ -30,7 +29,7 @@ class ScriptedPrograms:
 
     def __init__(self, fails: int = 0) -> None:
         self.started: list[tuple[int, Any, Any, int]] = []
-        self.ended: list[tuple[int, Played | WorldFailed]] = []
+        self.ended: list[tuple[int, Completion | WorldFailed]] = []
         self.fails = fails
 
     def start(self, key: int, row: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], *, seed: int) -> None:
@@ -39,12 +38,12 @@ class ScriptedPrograms:
             self.fails -= 1
             self.ended.append((key, FAILED))
 
-    def finished(self, wait_s: float = 0.0) -> list[tuple[int, Played | WorldFailed]]:
+    def finished(self, wait_s: float = 0.0) -> list[tuple[int, Completion | WorldFailed]]:
         done, self.ended = self.ended, []
         return done
 
     def end(self, key: int, completion: Completion) -> None:
-        self.ended.append((key, Played((1, 2), completion)))
+        self.ended.append((key, completion))
 
 
 class Setup:

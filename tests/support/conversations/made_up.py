@@ -59,3 +59,9 @@ def flat(
         tokens += piece
     assert next(remaining, None) is None
     return tuple(tokens), tuple(values), tuple(given)
+
+
+def prompt_of(completion: Completion) -> tuple[int, ...]:
+    """Return the tokens before a conversation."""
+    assert completion.dialogue is not None
+    return completion.dialogue.prompt_ids
