@@ -1,8 +1,8 @@
 """The task of the tools quickstart: sums that a small policy cannot work out itself, but a program can.
 
 The cold start shows two kinds of answers: a call of the tool `python` and then its result, or at once the first number
-of the sum, which is wrong. The policy then calls the tool in a part of its answers. Reinforcement learning teaches it
-to call the tool in all of them.
+of the sum, which is almost always wrong. The policy then calls the tool in a part of its answers. Reinforcement
+learning teaches it to call the tool in all of them.
 """
 
 from __future__ import annotations
