@@ -137,7 +137,10 @@ class ConversationNursery:
 
     def _follow(self) -> bool:
         """Follow a command; return False if the driver is gone."""
-        command, descriptors, _, _ = socket.recv_fds(self._control, _COMMAND_BYTES, 1)
+        try:
+            command, descriptors, _, _ = socket.recv_fds(self._control, _COMMAND_BYTES, 1)
+        except ConnectionResetError:  # The driver ended without reading all that the nursery said.
+            return False
         if not command:
             return False
         verb, identity = command.split()

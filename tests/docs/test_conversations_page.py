@@ -130,6 +130,6 @@ def test_the_agent_plays_and_the_table_lists_its_variables(folder) -> None:
         ((key, played),) = agents.finished(60.0)
     finally:
         agents.close()
-    assert (key, played.completion.text) == (5, "Five.")
+    assert (key, played.text) == (5, "Five.")
     row = next(line for line in (ROOT / "docs" / PAGE).read_text().splitlines() if line.startswith("| `PATH`"))
     assert tuple(re.findall("`([A-Z_]+)`", row)) == PASSED

@@ -362,7 +362,11 @@ def test_the_end_leaves_no_process_and_no_descriptor(tmp_path) -> None:
     worlds.answer(5, ChatMessage("assistant", "sleep 1000"))
     for key in range(20, 40):
         worlds.open(key, {})
-    assert len(set(psutil.Process().children(recursive=True)) - before) > 20
+    # The driver ends without having read what the nursery said about these processes.
+    until = time.monotonic() + WAIT_S
+    while len(set(psutil.Process().children(recursive=True)) - before) < 30:
+        assert time.monotonic() < until
+        time.sleep(0.01)
     worlds.stop()
     assert set(psutil.Process().children(recursive=True)) <= before
     assert len(os.listdir("/proc/self/fd")) == descriptors
