@@ -58,6 +58,13 @@ class ConversationConfig(Section):
     own tokens."""
 
 
+def rewarded_by_environment(values: Any, key: str, verdict: Any) -> Any:
+    """Return the values of a section; if there is an environment and nothing at `key`, with its own reward there."""
+    if isinstance(values, dict) and values.get("environment") and not values.get(key):
+        return {**values, key: verdict}
+    return values
+
+
 def conversation_problems(
     tools: Sequence[str],
     environments: Sequence[EnvironmentConfig],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
 from grpo.addresses import without_secrets
 from grpo.config import ClusterConfig, DatasetConfig, GeneratorConfig, VerifierConfig
 from grpo.config.code import code_problems
 from grpo.config.conditions import published
+from grpo.config.conversation import ConversationConfig, Environments, conversation_problems, rewarded_by_environment
 from grpo.config.inputs import row_problems
 from grpo.config.learner import Dtype
 from grpo.config.section import LogLevel, Positive, Seconds, Section, WorkerMemory
@@ -96,11 +97,29 @@ class TaskConfig(Section):
     """Dates of the problems; by default all."""
     shots: ShotsConfig | None = None
     """Solved examples before the question; by default none."""
+    tools: tuple[str, ...] = ()
+    """Tools that the policy may call, as in training (docs/conversations.md). With tools or an environment, each
+    completion is a conversation."""
+    environment: Environments = ()
+    conversation: ConversationConfig = ConversationConfig()
+    max_prompt_tokens: Positive = 1024
+    """Longest first prompt of a conversation, with its tools and what `reset` says, in tokens."""
     verifier: TaskVerifierConfig
     measures: dict[str, str | tuple[str, str]] = Field(default_factory=dict)
     """More shares in the results, from parts of the verdicts: name -> part, or [part, whole] for the sum of a part
     divided by the sum of another part."""
     sampling: TaskSamplingConfig = TaskSamplingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reward_of_the_environment(cls, values: Any) -> Any:
+        """Without a `verifier`, an environment rewards its conversations itself."""
+        return rewarded_by_environment(values, "verifier", {"use": "environment"})
+
+    @property
+    def talks(self) -> bool:
+        """Whether each completion is a conversation."""
+        return bool(self.tools or self.environment)
 
     def problems(self) -> list[str]:
         """Find problems between several fields, each with its remedy."""
@@ -111,6 +130,7 @@ class TaskConfig(Section):
         if self.shots and not self.shots.path and self.shots.split == data.split:
             problems.append(f"shots.split={self.shots.split} is also the split of the problems; name another split")
         verifier = VerifierConfig(name=self.name, use=self.verifier.use, options=self.verifier.options)
+        problems += conversation_problems(self.tools, self.environment, self.conversation, [verifier])
         return problems + code_problems([verifier], self.verifier.deadline_s)
 
 

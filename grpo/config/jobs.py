@@ -14,7 +14,7 @@ from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import ClusterConfig as Cluster
 from grpo.config.cluster import WatchdogConfig as Watchdog
 from grpo.config.cluster import sleep_problems, transport_problems
-from grpo.config.conversation import ConversationConfig, Environments, conversation_problems
+from grpo.config.conversation import ConversationConfig, Environments, conversation_problems, rewarded_by_environment
 from grpo.config.generator import ChosenTransport as ChosenTransport
 from grpo.config.generator import GeneratorConfig as GeneratorConfig
 from grpo.config.generator import RolloutConfig as Rollout
@@ -116,9 +116,7 @@ class TrainConfig(Section):
     @classmethod
     def _reward_of_the_environment(cls, values: Any) -> Any:
         """Without `verifiers`, an environment rewards its conversations itself."""
-        if isinstance(values, dict) and values.get("environment") and not values.get("verifiers"):
-            return {**values, "verifiers": [{"name": "environment", "use": "environment"}]}
-        return values
+        return rewarded_by_environment(values, "verifiers", [{"name": "environment", "use": "environment"}])
 
     @property
     def functions(self) -> dict[str, str]:
@@ -210,11 +208,6 @@ class TrainConfig(Section):
         evaluation = self.evaluation
         if evaluation is None:
             return []
-        if evaluation.mode == "background" and (self.tools or self.environment):
-            return [
-                "evaluation.mode=background asks single questions, and plays no conversations; use mode=inline, which "
-                "plays the run's tools and environments"
-            ]
         if evaluation.mode == "background" and self.verifiers[0].when:
             return [
                 "evaluation.mode=background uses only the first verifier, which has a `when`; use mode=inline, or "

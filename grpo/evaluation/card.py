@@ -37,6 +37,7 @@ def identity_of(
             "chat_template": None if chat_template is None else hashlib.sha256(chat_template.encode()).hexdigest(),
         },
         "verifier": task.verifier.model_dump(mode="json"),
+        **(task.model_dump(mode="json", include={"tools", "environment", "conversation"}) if task.talks else {}),
     }
 
 

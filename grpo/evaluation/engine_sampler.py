@@ -18,6 +18,7 @@ from grpo.evaluation.model import Model
 from grpo.evaluation.problems import Problem
 from grpo.evaluation.questions import Question, Sample
 from grpo.generator.setup import GeneratorSetup
+from grpo.rollout.collector import RequestStream
 from grpo.types import Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def prompts_of(task: TaskConfig, problems: Sequence[Problem], tokenizer: PreTrai
     # A chat template writes the special tokens itself.
     token_ids = tokenize(tokenizer, texts, special=not chat)
     return [
-        Prompt(problem.id, text, tuple(ids), problem.reference, problem.row)
-        for problem, text, ids in zip(problems, texts, token_ids, strict=True)
+        Prompt(problem.id, text, tuple(ids), problem.reference, problem.row, messages=tuple(asked))
+        for problem, text, ids, asked in zip(problems, texts, token_ids, messages, strict=True)
     ]
 
 
@@ -104,11 +105,37 @@ def room_of(model: Model, task: str, prompt_tokens: Sequence[int], max_tokens: i
     return Room(model.context, model.context, sum(1 <= room < max_tokens for room in rooms), without)
 
 
+def room_of_conversations(model: Model, task: TaskConfig, max_tokens: int) -> Room:
+    """Return the room for the conversations of a task, whose first prompts have at most `task.max_prompt_tokens`.
+
+    Args:
+        model: policy to evaluate.
+        task: task with tools or an environment.
+        max_tokens: longest conversation after its first prompt, in tokens.
+
+    Raises:
+        ValueError: the policy's context is shorter.
+    """
+    longest = task.max_prompt_tokens + max_tokens
+    if model.context is not None and longest > model.context:
+        raise ValueError(
+            f"{task.name}: a conversation may have task.max_prompt_tokens={task.max_prompt_tokens:,} and max_tokens="
+            f"{max_tokens:,} tokens, but the policy's context has {model.context:,}; give a smaller --max-tokens, or a "
+            "smaller task.max_prompt_tokens"
+        )
+    return Room(longest, model.context)
+
+
 class EngineSampler:
-    """vLLM replicas of a policy. They end when the `with` block ends."""
+    """vLLM replicas of a policy. They end when the `with` block ends.
+
+    Attributes:
+        policy_path: folder of the policy.
+    """
 
     def __init__(self, settings: EvalConfig, model: Model, max_sequence_tokens: int) -> None:
         """Store the arguments; claim no devices yet."""
+        self.policy_path = model.path
         self._settings, self._model, self._max_sequence_tokens = settings, model, max_sequence_tokens
         self._closing = contextlib.ExitStack()
 
@@ -135,6 +162,10 @@ class EngineSampler:
 
     def __exit__(self, *exception: Any) -> None:
         self._closing.__exit__(*exception)
+
+    def stream(self, sampling: SamplingParams) -> RequestStream:
+        """Return a new stream of requests, for the turns of conversations."""
+        return self._generators.stream(sampling)
 
     def sample(
         self, questions: Sequence[Question], sampling: SamplingParams, deadline_s: float

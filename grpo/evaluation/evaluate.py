@@ -23,13 +23,15 @@ from rich.console import Console
 from grpo.config.evaluation import EvalConfig, TaskConfig
 from grpo.evaluation.card import CARD, close_card, open_card
 from grpo.evaluation.comparability import Comparability, comparability_of
+from grpo.evaluation.engine_sampler import EngineSampler
 from grpo.evaluation.export import export
 from grpo.evaluation.groups import Judging
 from grpo.evaluation.jobs import TaskJob, leave_out, prepare, spec_of
 from grpo.evaluation.metrics import TaskMetrics, check_failures, task_metrics
+from grpo.evaluation.playing import ConversationSampler
 from grpo.evaluation.problems import repeats_line
 from grpo.evaluation.progress import EvalProgress, results_table
-from grpo.evaluation.questions import Question, Sample, Sampler
+from grpo.evaluation.questions import MISSING, Question, Sample, Sampler
 from grpo.evaluation.store import (
     LINES,
     TABLE,
@@ -92,7 +94,11 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
                     if sampler is None:
                         console.print(literal(f"starting to sample from {settings.model}"), soft_wrap=True)
                         sampler = opened.enter_context(open_sampler())
-                    _sample(job, missing, sampler, store, pool, settings, console)
+                    with _player(job, sampler) as player:
+                        _sample(job, missing, player, store, pool, settings, console)
+                    if isinstance(player, ConversationSampler):
+                        card["first_prompt"] = player.first_prompt
+                        write_json(job.folder / CARD, card)
                 rows, undecided = _rows(job, store.records, settings, pool)
             check_failures(job.task.name, rows, settings.max_failure_share)
             comparable.append(comparability_of(task, job, settings))
@@ -120,11 +126,23 @@ def _write_results(job: TaskJob, card: dict[str, Any], rows: Sequence[Judged], u
     left_out = {"left_out": len(job.left_out)} if job.left_out else {}
     write_json(job.folder / METRICS, {**metrics.as_json(), "undecided_pairs": undecided, **left_out})
     first = job.prompts[0].text if job.prompts else job.problems[0].question
+    if job.task.talks:
+        # A conversation's first prompt has the tools, and what `reset` said. The card has had it since it was played.
+        first = card.get("first_prompt", first)
     files = {name: file_digest(job.folder / name) for name in (LINES, TABLE)}
     context = asdict(job.room) if job.room else None
     close_card(job.folder, card, job.problems, first, files, job.left_out, context)
     logger.info("task %s has ended: %s", job.task.name, {**metrics.as_json(), **left_out})
     return metrics
+
+
+def _player(job: TaskJob, sampler: Sampler) -> contextlib.AbstractContextManager[Sampler]:
+    """Return the sampler of a task: the model alone, or the model in conversations."""
+    if not job.task.talks:
+        return contextlib.nullcontext(sampler)
+    # `prepare` refuses conversations with a server.
+    assert isinstance(sampler, EngineSampler)
+    return ConversationSampler(job.task, spec_of(job), sampler.policy_path, sampler, job.folder)
 
 
 def _pool(settings: EvalConfig, job: TaskJob) -> VerifierPool:
@@ -154,7 +172,7 @@ def _judge_again(job: TaskJob, store: CompletionStore, pool: VerifierPool) -> No
     """Judge stored completions again if their verdict failed: the completions are valid."""
     judging = Judging(job.task.name, job.problems, job.sampling.k, pool, store.records)
     failed = [record for record in store.records.values() if record.status.failed]
-    pending = judging.again([record for record in failed if record.finish_reason != "refused"])
+    pending = judging.again([record for record in failed if record.finish_reason not in MISSING])
     for key, sample, future in pending:
         store.add(_record(key, store.records[key].digest, sample, future.result(_wait_s(job, len(pending)))))
 
@@ -162,7 +180,7 @@ def _judge_again(job: TaskJob, store: CompletionStore, pool: VerifierPool) -> No
 def _record(key: Key, digest: str, sample: Sample, verdict: Verdict) -> Record:
     return Record(
         *key[:1], digest, *key[1:], sample.text, sample.tokens, sample.finish_reason,
-        verdict.status, verdict.score, verdict.reason, dict(verdict.parts),
+        verdict.status, verdict.score, verdict.reason, dict(verdict.parts), sample.conversation,
     )  # fmt: skip
 
 

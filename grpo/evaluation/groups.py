@@ -43,6 +43,10 @@ class Judging:
 
     def add(self, key: Key, sample: Sample) -> list[Asking]:
         """Add a completion. Return the requests that start now: for this completion, for its group, or none yet."""
+        if sample.verdict is not None:
+            known: Future[Verdict] = Future()
+            known.set_result(sample.verdict)
+            return [(key, sample, known)]
         if not self._in_groups:
             return self._ask([(key, sample)])
         self._waiting[key] = sample
@@ -81,9 +85,11 @@ class Judging:
     def _ask(self, group: Sequence[tuple[Key, Sample]]) -> list[Asking]:
         problem = self._problems[group[0][0][0]]
         texts, tokens = [sample.text for _, sample in group], [sample.tokens for _, sample in group]
-        verdicts = judge(self._pool, [self._name], problem.reference, problem.row, texts, tokens)
+        messages = [sample.conversation["messages"] for _, sample in group if sample.conversation]
+        transcripts = messages if len(messages) == len(group) else None
+        verdicts = judge(self._pool, [self._name], problem.reference, problem.row, texts, tokens, transcripts)
         return [(key, sample, named[self._name]) for (key, sample), named in zip(group, verdicts, strict=True)]
 
 
 def _sample(record: Record) -> Sample:
-    return Sample(record.completion, record.completion_tokens, record.finish_reason)
+    return Sample(record.completion, record.completion_tokens, record.finish_reason, conversation=record.conversation)

@@ -14,13 +14,13 @@ from grpo.config.evaluation import EvalConfig, TaskConfig, TaskSamplingConfig
 from grpo.config.verifiers import VerificationConfig
 from grpo.evaluation.card import identity_of
 from grpo.evaluation.endpoint import EndpointSampler
-from grpo.evaluation.engine_sampler import EngineSampler, Room, dtype_of, prompts_of, room_of
-from grpo.evaluation.examples import with_shots
+from grpo.evaluation.engine_sampler import EngineSampler, Room, dtype_of, prompts_of, room_of, room_of_conversations
 from grpo.evaluation.model import open_model
-from grpo.evaluation.problems import Problem, load_problems
+from grpo.evaluation.problems import Problem, load_problems, with_shots
 from grpo.evaluation.questions import Sampler, length_warning
 from grpo.policy.stored import load_tokenizer
 from grpo.rollout.usable_rows import OF_EVALUATION, usable_rows
+from grpo.run.streams import check_prompts
 from grpo.terminal import literal
 from grpo.types import Prompt
 from rewards.build import VerifierSpec
@@ -79,6 +79,7 @@ def prepare(
     served: dict[str, object] = {}
     context: int | None = None
     if settings.is_endpoint:
+        _refuse_conversations(tasks)
         endpoint = EndpointSampler(settings.url, settings.endpoint)
         # A server may come back at another address or port, so its address is no part of the identity.
         identity, served = f"endpoint:{endpoint.model}", endpoint.served()
@@ -96,7 +97,11 @@ def prepare(
             rendered = tuple(prompts_of(task, task_problems, tokenizer))
             prompts[at] = rendered
             lengths = [len(prompt.token_ids) for prompt in rendered]
-            rooms[at] = room_of(model, task.name, lengths, sampling.max_tokens)
+            if task.talks:
+                check_prompts(task, rendered)
+                rooms[at] = room_of_conversations(model, task, sampling.max_tokens)
+            else:
+                rooms[at] = room_of(model, task.name, lengths, sampling.max_tokens)
         tokens = max(room.tokens for room in rooms if room)
 
         def open_sampler() -> AbstractContextManager[Sampler]:
@@ -140,6 +145,16 @@ def leave_out(job: TaskJob, settings: EvalConfig, console: Console) -> TaskJob:
     if len(kept) < min(2, len(job.problems)):
         raise ValueError(f"{job.task.name}: fewer than two problems have a reference that can be used; mend the data")
     return replace(job, problems=kept, left_out={unusable.row.name: unusable.problem for unusable in usable.left_out})
+
+
+def _refuse_conversations(tasks: Sequence[TaskConfig]) -> None:
+    """Refuse tasks that a server cannot play, because it keeps the tokens of its turns to itself."""
+    talking = [task.name for task in tasks if task.talks]
+    if talking:
+        raise ValueError(
+            f"{', '.join(talking)}: conversations continue the policy's own tokens, which an endpoint does not give; "
+            "name the policy's folder in place of the URL"
+        )
 
 
 def spec_of(job: TaskJob) -> VerifierSpec:

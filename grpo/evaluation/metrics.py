@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from grpo.evaluation.questions import MISSING
 from grpo.evaluation.statistics import Estimate, majority_is_correct, mean_estimate, pass_at_k
 from grpo.evaluation.store import Judged
 from grpo.visible import one_line
@@ -27,7 +28,7 @@ class TaskMetrics:
         completions: number of completions in total.
         statuses: status of the verdict -> number of completions.
         estimates: name -> estimate. The names are `accuracy`, `avg@k`, `pass@j`, `maj@k`, `completion_tokens`,
-            `truncated`, `status/...`, and the task's measures.
+            `truncated`, `turns` and `calls` of conversations, `status/...`, and the task's measures.
         accuracy_by_seed: seed -> accuracy of the completions with this seed.
     """
 
@@ -61,13 +62,19 @@ def check_failures(task: str, rows: Sequence[Judged], most: float) -> None:
     if len(failed) <= most * len(rows):
         return
     refused = [record for record in failed if record.finish_reason == "refused"]
-    unjudged = [record for record in failed if record.finish_reason != "refused"]
+    ended = [record for record in failed if record.finish_reason == "failed"]
+    unjudged = [record for record in failed if record.finish_reason not in MISSING]
     causes = []
     if refused:
         causes.append(
             f"The server gave no usable completion for {len(refused)}; the first: {one_line(refused[0].reason)}. "
             "Repeat the command to request them again. If the request is too long for the model, give a smaller "
             "--max-tokens and another --out."
+        )
+    if ended:
+        causes.append(
+            f"A tool or environment failed in {len(ended)} conversations; the first: {one_line(ended[0].reason)}. Mend "
+            "it, and repeat the command to play these conversations again."
         )
     if unjudged:
         causes.append(
@@ -127,7 +134,7 @@ def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool, measures: Me
         estimates[f"maj@{k}"] = mean_estimate([_majority(group, seeds) for group in groups])
     for name, parts in (measures or {}).items():
         estimates[name] = _share(task, name, groups, parts)
-    estimates |= {**_lengths(groups), **_statuses(groups)}
+    estimates |= {**_lengths(groups), **_conversations(groups), **_statuses(groups)}
     statuses = Counter(row.record.status.value for row in rows)
     return TaskMetrics(
         task,
@@ -197,12 +204,24 @@ def _share(task: str, name: str, groups: Sequence[Sequence[Judged]], parts: str 
 
 
 def _lengths(groups: Sequence[Sequence[Judged]]) -> dict[str, Estimate]:
-    answered = _only(groups, lambda row: row.record.finish_reason != "refused")
+    answered = _only(groups, lambda row: row.record.finish_reason not in MISSING)
     if len(answered) < 2:
         return {}
     tokens = [statistics.fmean(row.record.completion_tokens for row in group) for group in answered]
     truncated = _mean(answered, lambda row: row.record.finish_reason == "length")
     return {"completion_tokens": mean_estimate(tokens, shares=False), "truncated": truncated}
+
+
+def _conversations(groups: Sequence[Sequence[Judged]]) -> dict[str, Estimate]:
+    """Return turns and calls of a conversation; nothing for single turns."""
+    played = _only(groups, lambda row: bool(row.record.conversation) and row.record.finish_reason not in MISSING)
+    if len(played) < 2:
+        return {}
+    counts = {
+        name: [statistics.fmean(row.record.conversation[name] for row in group) for group in played]
+        for name in ("turns", "calls")
+    }
+    return {name: mean_estimate(values, shares=False) for name, values in counts.items()}
 
 
 def _statuses(groups: Sequence[Sequence[Judged]]) -> dict[str, Estimate]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from grpo.types import FinishReason, Prompt, SamplingParams
+from rewards.verdict import Verdict
 
 # Characters for each token of a prompt, where the tokenizer is not known.
 _CHARACTERS = 4
-SampleEnd = FinishReason | Literal["refused"]
+SampleEnd = FinishReason | Literal["refused", "failed"]
+# Ends without a completion. The same command requests these completions again.
+MISSING: tuple[SampleEnd, ...] = ("refused", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +21,23 @@ class Sample:
     """A completion.
 
     Attributes:
-        text: text of the completion. It starts with a reasoning model's thoughts, in `<think>` tags.
-        tokens: length in tokens, with the end-of-sequence token.
+        text: text of the completion, or of the model's last turn in a conversation. It starts with a reasoning model's
+            thoughts, in `<think>` tags.
+        tokens: number of tokens that the model sampled, with the ends of sequences.
         finish_reason: `stop` if the model ended the completion, `length` if the limit ended it, `refused` if a server
-            gave no usable completion.
-        refusal: what the server said instead of a completion; None if there is a completion.
+            gave no usable completion, `failed` if the world of a conversation failed.
+        refusal: what the server, or the world, said instead of a completion; None if there is a completion.
+        conversation: messages, end and calls of a conversation (`grpo.evaluation.playing.stored`); empty for a single
+            turn.
+        verdict: verdict of the conversation's environment; None if a verifier judges the completion.
     """
 
     text: str
     tokens: int
     finish_reason: SampleEnd
     refusal: str | None = None
+    conversation: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grpo import files
-from grpo.evaluation.questions import SampleEnd
+from grpo.evaluation.questions import MISSING, SampleEnd
 from grpo.report.conversations.columns import storable
 from grpo.report.json_lines import JsonLines, complete_lines
 from rewards.verdict import Status
@@ -40,11 +40,15 @@ SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("reason", pa.string()),
         ("parts", pa.string()),
+        ("conversation", pa.string()),
         ("answer", pa.string()),
         ("answer_class", pa.int32()),
     ],
     metadata={"verigrpo.evaluation": SCHEMA_VERSION},
 )
+
+# Columns that hold JSON in the table. Files from before these columns existed lack them.
+_NESTED = ("parts", "conversation")
 
 # (problem, seed, sample): the identity of a completion.
 Key = tuple[str, int, int]
@@ -62,11 +66,13 @@ class Record:
         completion: text of the completion.
         completion_tokens: length in tokens, with the end-of-sequence token.
         finish_reason: `stop` if the model ended the completion, `length` if the limit ended it, `refused` if a server
-            gave no usable completion.
+            gave no usable completion, `failed` if the world of a conversation failed.
         status: status of the verdict.
         score: score of the verdict; None if the verdict failed.
         reason: reason of the verdict.
         parts: named parts of the verdict; empty in files from before they were stored.
+        conversation: messages, end and calls of a conversation (`grpo.evaluation.playing.stored`); empty for a single
+            turn.
     """
 
     problem: str
@@ -80,6 +86,7 @@ class Record:
     score: float | None
     reason: str
     parts: Mapping[str, float] = field(default_factory=dict)
+    conversation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -144,10 +151,12 @@ def _parse(line: str) -> Record | None:
 
 
 def _record(fields: Mapping[str, Any]) -> Record:
-    names = [each.name for each in dataclasses.fields(Record) if each.name != "parts"]
+    names = [each.name for each in dataclasses.fields(Record) if each.name not in _NESTED]
     values: dict[str, Any] = {name: fields[name] for name in names}
-    parts = fields.get("parts") or {}
-    values |= {"status": Status(values["status"]), "parts": json.loads(parts) if isinstance(parts, str) else parts}
+    values["status"] = Status(values["status"])
+    for name in _NESTED:
+        nested = fields.get(name) or {}
+        values[name] = json.loads(nested) if isinstance(nested, str) else nested
     return Record(**values)
 
 
@@ -201,8 +210,8 @@ def file_digest(path: Path) -> str:
 
 
 def missing_keys(problems: Iterable[str], seeds: Sequence[int], k: int, have: Mapping[Key, Record]) -> list[Key]:
-    """Return the wanted keys that `have` does not contain or that a server refused, in order."""
-    return [key for key in wanted_keys(problems, seeds, k) if key not in have or have[key].finish_reason == "refused"]
+    """Return, in order, the wanted keys that `have` does not contain, or contains without a completion."""
+    return [key for key in wanted_keys(problems, seeds, k) if key not in have or have[key].finish_reason in MISSING]
 
 
 def wanted_keys(problems: Iterable[str], seeds: Sequence[int], k: int) -> list[Key]:
@@ -214,5 +223,5 @@ def _columns(row: Judged) -> dict[str, Any]:
     fields = dataclasses.asdict(row.record)
     fields |= {"question": row.question, "reference": row.reference}
     fields |= {"answer": row.answer, "answer_class": row.answer_class, "status": row.record.status.value}
-    fields["parts"] = json.dumps(row.record.parts)
+    fields |= {name: json.dumps(fields[name]) for name in _NESTED}
     return {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}

@@ -190,7 +190,7 @@ class Conversations:
             if len(prompt.token_ids) > self._limits.prompt_tokens:
                 raise ValueError(
                     f"the first prompt of {play.prompt.id} has {len(prompt.token_ids):,} tokens with its tools, more "
-                    f"than rollout.max_prompt_tokens={self._limits.prompt_tokens}; raise it, or shorten the prompts"
+                    f"than max_prompt_tokens={self._limits.prompt_tokens}; raise it, or shorten the prompts"
                 )
             self._first[play.group] = (messages, prompt)
         if self._first[play.group][0] != messages:

@@ -162,7 +162,9 @@ def _group(
             rollouts.append(Rollout(completion, failed_verdicts(completion.dialogue, chosen), None))
             continue
         verdicts = {
-            spec.name: environment_verdict(completion, spec) if spec.use == ENVIRONMENT else named[spec.name].result()
+            spec.name: environment_verdict(completion.dialogue, spec)
+            if spec.use == ENVIRONMENT
+            else named[spec.name].result()
             for spec in chosen
         }
         rollouts.append(Rollout(completion, verdicts, combine(chosen, verdicts).value))

@@ -23,14 +23,14 @@ def failed_verdicts(dialogue: Dialogue, specs: Sequence[VerifierSpec]) -> dict[s
     return {name: Verdict(None, Status.TIMEOUT if dialogue.timed_out else Status.ERROR, dialogue.reason)}
 
 
-def environment_verdict(completion: Completion, spec: VerifierSpec) -> Verdict:
+def environment_verdict(dialogue: Dialogue | None, spec: VerifierSpec) -> Verdict:
     """Return the environment's reward as a verdict; an `error` if there is no reward.
 
     The status is that of a number which a user's function returns (`rewards.adapt.Adapted`).
     """
-    if completion.dialogue is None:
+    if dialogue is None:
         return error("the completion is not a conversation, so no environment rewards it; use another verifier")
-    reward = completion.dialogue.reward
+    reward = dialogue.reward
     if reward.score is None:
         return error("the environment gives no reward; give it a method reward(), or use another verifier")
     low, high = spec.options.get("bounds", DEFAULT_BOUNDS)

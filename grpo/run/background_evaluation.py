@@ -255,6 +255,8 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
             "deadline_s": settings.verification.deadline_s,
             "memory_mib": settings.verification.memory_mib,
         },
+        **settings.model_dump(mode="json", include={"tools", "environment", "conversation"}),
+        "max_prompt_tokens": settings.rollout.max_prompt_tokens,
         "sampling": {
             "temperature": 0.0,
             "max_tokens": evaluation.max_completion_tokens or settings.rollout.max_completion_tokens,

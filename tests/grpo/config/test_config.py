@@ -196,10 +196,6 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
             ["data.sources.a.template must contain {prompt}"],
         ),
         (
-            ["evaluation={mode: background}", "data.validation=2", "tools=[python]"],
-            ["evaluation.mode=background", "plays no conversations", "use mode=inline"],
-        ),
-        (
             [
                 "data={validation: 5, sources: [{name: a, path: x, system: Think}, {name: b, path: y}]}",
                 "evaluation={mode: background}",

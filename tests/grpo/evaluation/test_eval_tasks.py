@@ -14,8 +14,7 @@ import pytest
 
 from grpo.config.evaluation import EvalConfig
 from grpo.config.file import resolve
-from grpo.evaluation.examples import with_shots
-from grpo.evaluation.problems import FOLDER, Problem, load_problems, load_task, repeats_line, task_names
+from grpo.evaluation.problems import FOLDER, Problem, load_problems, load_task, repeats_line, task_names, with_shots
 from grpo.evaluation.votes import answers_of
 from rewards.build import build_verifier
 from rewards.verdict import Status

@@ -157,7 +157,7 @@ def test_a_first_prompt_that_is_too_long_is_refused() -> None:
     # A prompt of exactly the limit is played.
     played(Answers(Answer()), "It is 42.", limits=ConversationLimits(**values | {"prompt_tokens": longest}))
     told = (
-        rf"the first prompt of row 0 has {longest} tokens with its tools, more than rollout.max_prompt_tokens="
+        rf"the first prompt of row 0 has {longest} tokens with its tools, more than max_prompt_tokens="
         rf"{longest - 1}; raise it, or shorten the prompts"
     )
     with pytest.raises(ValueError, match=told):

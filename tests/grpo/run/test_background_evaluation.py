@@ -164,6 +164,22 @@ def test_the_task_is_what_training_would_ask(tmp_path: Path, policy: Path) -> No
     assert [problem.question for problem in problems] == [prompt.text for prompt in held_out.prompts]
     assert problems[3].question == "Say 3+3=? {column}" and problems[4].reference == "1"
     assert (task.sampling.k, task.sampling.temperature, task.sampling.max_tokens) == (1, 0.0, 20)
+    assert not task.talks
+
+
+def test_the_task_has_the_conversations_of_the_run(tmp_path: Path, policy: Path) -> None:
+    answers = {"tools": ["python"], "environment": {"use": "maze"}, "conversation": {"max_turns": 3}}
+    settings = TrainConfig.model_validate(settings_of(tmp_path / "run", policy).model_dump(mode="json") | answers)
+    assert settings.problems() == [] and settings.evaluation is not None
+    held_out = load_prompts(settings.evaluation.data, load_tokenizer(str(policy)), max_tokens=18)
+    BackgroundEvaluation(settings, held_out, "cpu")
+    task = load_task(str(tmp_path / "run" / "evaluations" / "held_out.yaml"))
+    assert (task.tools, task.environment, task.conversation) == (
+        settings.tools,
+        settings.environment,
+        settings.conversation,
+    )
+    assert task.talks and task.max_prompt_tokens == settings.rollout.max_prompt_tokens
 
 
 def test_the_task_asks_the_held_out_questions_of_each_source_in_its_template(tmp_path: Path, policy: Path) -> None:
