@@ -88,6 +88,8 @@ def check_failures(task: str, rows: Sequence[Judged], most: float) -> None:
     )
 
 
+# Estimates that are no shares.
+COUNTS = ("completion_tokens", "turns", "calls")
 # Name -> part of a verdict, or a part and the part whose share it is.
 Measures = Mapping[str, str | tuple[str, str]]
 

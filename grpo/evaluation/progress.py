@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from grpo.evaluation.metrics import TaskMetrics
+from grpo.evaluation.metrics import COUNTS, TaskMetrics
 from grpo.evaluation.statistics import Estimate
 from grpo.evaluation.store import Record
 from grpo.terminal import LiteralTable, literal
@@ -121,7 +121,7 @@ def results_table(model: str, results: Mapping[str, TaskMetrics]) -> Table:
 
 
 def _figures(name: str, estimate: Estimate) -> tuple[str, str]:
-    if name == "completion_tokens":
+    if name in COUNTS:
         interval = "all problems equal" if estimate.method == "all equal" else ""
         return f"{estimate.value:,.1f}", interval or f"{estimate.low:,.1f} to {estimate.high:,.1f}"
     return f"{estimate.value:.2%}", f"{estimate.low:.2%} to {estimate.high:.2%}"

@@ -49,7 +49,7 @@ def said(world, *calls, text=""):
 
 
 def test_the_tool_and_the_table_of_what_the_policy_reads(folder) -> None:
-    spec = spec_of(block(PAGE, "yaml", "tools: [python"), folder)
+    spec = spec_of(block(PAGE, "yaml", "tools: [python, "), folder)
     assert [each["function"]["name"] for each in tool_schemas(spec)] == ["python", "look_up"]
     world = make_world(spec, {}, lambda name, settings: None)
     page = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")

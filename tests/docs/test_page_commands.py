@@ -150,6 +150,7 @@ ELSEWHERE = {
     "grpo sft configs/tools_quickstart_sft.yaml": CONVERSATIONS,
     "grpo check configs/tools_quickstart.yaml": f"{TRIAL}: with another policy",
     "grpo train configs/tools_quickstart.yaml": CONVERSATIONS,
+    "grpo eval runs/tools_quickstart --task sums.yaml": CONVERSATIONS,
     "grpo train configs/agent_quickstart.yaml": f"{TRIAL}: its program plays, with a stand-in for the policy",
     "grpo sft configs/maze_quickstart_sft.yaml": f"{CONVERSATIONS}: with configs/tools_quickstart_sft.yaml",
     "grpo train configs/maze_quickstart.yaml": f"{CONVERSATIONS}: with configs/tools_quickstart.yaml",

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docs_pages import block
 
+from grpo.evaluation.store import TABLE, read_table
 from grpo.report.rollout_store import StoredRollout, read_groups
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -80,3 +82,10 @@ def test_a_run_trains_on_calls_of_python(policy: Path, tmp_path: Path) -> None:
     dialogues = [each.dialogue for each in rollouts(run, 2) if each.dialogue]
     results = [message for each in dialogues for message in each.messages if message.role == "tool"]
     assert results and any(message.name == "python" for message in results)
+
+    # `grpo eval` plays the same conversations.
+    task = tmp_path / "sums.yaml"
+    task.write_text(block("conversations.md", "yaml", "name: tool_sums"))
+    grpo("eval", str(run), "--task", str(task), "--limit", "4", "--out", str(tmp_path / "eval"))
+    evaluated = [row.record.conversation for row in read_table(tmp_path / "eval" / "tool_sums" / TABLE)]
+    assert len(evaluated) == 4 and any(message["role"] == "tool" for each in evaluated for message in each["messages"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
@@ -129,6 +130,7 @@ def test_tools_answer_and_the_verifier_reads_the_messages(
     assert turns.asked == []
     assert metrics.estimates["accuracy"].value == 0.5
     assert (metrics.estimates["turns"].value, metrics.estimates["calls"].value) == (2.0, 1.0)
+    assert re.search(r"turns +│ +2\.0 │", runs.shown.getvalue())
     first, second = (row.record for row in read_table(tmp_path / "out" / "sums" / TABLE))
     assert first.correct and not second.correct and first.completion == "It is 5."
     conversation = first.conversation
