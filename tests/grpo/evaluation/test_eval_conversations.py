@@ -106,7 +106,7 @@ class Runs:
         }
         task = load_task(str(self.folder / "task.yaml"), ["conversation.memory_mib=null"])
         results = evaluate(
-            resolve(EvalConfig, data | settings, [], "a test"), [task], Console(file=StringIO(), width=200)
+            resolve(EvalConfig, data | settings, [], "a test"), [task], Console(file=self.shown, width=200)
         )
         return results["sums"], turns
 
