@@ -105,10 +105,8 @@ class Runs:
             **settings,
         }
         task = load_task(str(self.folder / "task.yaml"), ["conversation.memory_mib=null"])
-        results = evaluate(
-            resolve(EvalConfig, data | settings, [], "a test"), [task], Console(file=self.shown, width=200)
-        )
-        return results["sums"], turns
+        chosen, self.shown = resolve(EvalConfig, data | settings, [], "a test"), StringIO()
+        return evaluate(chosen, [task], Console(file=self.shown, width=200))["sums"], turns
 
     def stored(self) -> list[Mapping[str, Any]]:
         return [json.loads(line) for line in (self.folder / "out" / "sums" / LINES).read_text().splitlines()]
