@@ -79,10 +79,10 @@ def conversation_problems(
             problems.append('environment: use=agent needs a command, for example ["python", "my_agent.py"]')
         if agent.options:
             problems.append("environment.options are for classes; give the program its arguments in command")
-    if agents and (len(environments) > 1 or tools):
+    if any(not agent.when for agent in agents) and (len(environments) > 1 or tools):
         problems.append(
-            "environment: use=agent plays alone, because the program has its own tools; remove the other environments "
-            "and `tools`"
+            "environment: use=agent without `when` plays all rows, with the program's own tools; give it a `when`, or "
+            "remove the other environments and `tools`"
         )
     problems += [
         f"environment: {each.use!r} has `command` or `variables`, which only use=agent reads; remove them"

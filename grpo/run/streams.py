@@ -16,12 +16,13 @@ from grpo.agents.record import AgentLimits
 from grpo.config.conversation import AGENT, ConversationConfig, EnvironmentConfig
 from grpo.conversation.renderer import ChatRenderer
 from grpo.environments.processes import WorldProcesses
-from grpo.environments.spec import EnvironmentSpec, WorldSpec, check_rows
+from grpo.environments.spec import EnvironmentSpec, WorldSpec, check_rows, choose_environment
 from grpo.policy.stored import end_tokens, load_tokenizer
 from grpo.report import run_files
 from grpo.rollout.agent_conversations import AgentCalls, AgentConversations
 from grpo.rollout.collector import RequestStream
 from grpo.rollout.conversations import ConversationLimits, Conversations, messages_of
+from grpo.rollout.mixed_stream import MixedStream
 from grpo.types import Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Streams:
         self._prompt_tokens, self._logs = prompt_tokens, folder / run_files.LOGS
         self._closing = contextlib.ExitStack()
         self._worlds: dict[str, WorldProcesses] = {}
-        self._agents: dict[str, tuple[Agents, AgentCalls]] = {}
+        self._agents: dict[tuple[str, int], tuple[Agents, AgentCalls]] = {}
         self._renderer: ChatRenderer | None = None
 
     def __enter__(self) -> Streams:
@@ -88,8 +89,14 @@ class Streams:
         return self._worlds[TRAINING].tools if TRAINING in self._worlds else ()
 
     @property
-    def _plays_agent(self) -> bool:
-        return any(each.use == AGENT for each in self._settings.environment)
+    def _programs(self) -> list[int]:
+        """Numbers of the environments that are programs."""
+        return [at for at, each in enumerate(self._settings.environment) if each.use == AGENT]
+
+    @property
+    def _only_programs(self) -> bool:
+        """Whether programs play all rows."""
+        return any(not self._settings.environment[at].when for at in self._programs)
 
     def start(self) -> None:
         """Load the user's tools and environments, or find the program. So mistakes in them end a job before it starts.
@@ -97,12 +104,12 @@ class Streams:
         Raises:
             ValueError: tools, environments or the program cannot be used, or the policy's chat template cannot.
         """
-        if self._plays_agent:
-            program = self._settings.environment[0]
+        for at in self._programs:
+            program = self._settings.environment[at]
             AgentProgram(program.command, program.variables)
         if self.talks:
             _ = self.chat
-        if self.talks and not self._plays_agent:
+        if self.talks and not self._only_programs:
             self._worlds_for(TRAINING)
 
     def stream(self, generators: TurnSource, sampling: SamplingParams, use: str = TRAINING) -> RequestStream:
@@ -118,21 +125,39 @@ class Streams:
         """
         if not self.talks:
             return generators.stream(sampling)
+        streams: list[RequestStream] = []
+        for at in self._programs:
+            agents, calls = self._agents_for(use, at, sampling)
+            streams.append(AgentConversations(self._turns(generators, sampling), agents, calls, sampling.samples))
+        if self._only_programs:
+            (stream,) = streams
+            return stream
+        conversations = self._conversations(generators, sampling, use)
+        if not streams:
+            return conversations
+        spec, numbers = world_spec(self._settings), {at: number for number, at in enumerate(self._programs)}
+
+        def stream_of(prompt: Prompt) -> int:
+            environment = choose_environment(spec, prompt.row)
+            return numbers.get(-1 if environment is None else environment, len(streams))
+
+        return MixedStream([*streams, conversations], stream_of)
+
+    def _turns(self, generators: TurnSource, sampling: SamplingParams) -> RequestStream:
+        longest = min(sampling.max_tokens, self._settings.conversation.max_turn_tokens or sampling.max_tokens)
+        return generators.stream(replace(sampling, samples=1, max_tokens=longest))
+
+    def _conversations(self, generators: TurnSource, sampling: SamplingParams, use: str) -> Conversations:
         limits = self._settings.conversation
-        longest = min(sampling.max_tokens, limits.max_turn_tokens or sampling.max_tokens)
-        turns = generators.stream(replace(sampling, samples=1, max_tokens=longest))
-        if self._plays_agent:
-            agents, calls = self._agents_for(use, sampling)
-            return AgentConversations(turns, agents, calls, sampling.samples)
         return Conversations(
-            turns,
+            self._turns(generators, sampling),
             self._worlds_for(use),
             self.chat,
             ConversationLimits(
                 prompt_tokens=self._prompt_tokens,
                 turns=limits.max_turns,
                 tokens=sampling.max_tokens,
-                turn_tokens=longest,
+                turn_tokens=min(sampling.max_tokens, limits.max_turn_tokens or sampling.max_tokens),
                 observation_tokens=limits.max_observation_tokens,
                 seconds=limits.deadline_s,
             ),
@@ -155,7 +180,7 @@ class Streams:
             limits = self._settings.conversation
             self._worlds[use] = self._closing.enter_context(
                 WorldProcesses(
-                    world_spec(self._settings),
+                    world_spec(self._settings, programs=False),
                     tool_deadline_s=limits.tool_deadline_s,
                     memory_mib=limits.memory_mib,
                     log=self._logs / f"conversations_{use}.log",
@@ -163,12 +188,12 @@ class Streams:
             )
         return self._worlds[use]
 
-    def _agents_for(self, use: str, sampling: SamplingParams) -> tuple[Agents, AgentCalls]:
+    def _agents_for(self, use: str, at: int, sampling: SamplingParams) -> tuple[Agents, AgentCalls]:
         # The server imports FastAPI, which runs without programs do not need.
         from grpo.agents.agents import Agents
 
-        if use not in self._agents:
-            limits, program = self._settings.conversation, self._settings.environment[0]
+        if (use, at) not in self._agents:
+            limits, program = self._settings.conversation, self._settings.environment[at]
             calls = AgentCalls()
             self._logs.mkdir(parents=True, exist_ok=True)
             agents = Agents(
@@ -188,12 +213,12 @@ class Streams:
                 programs=limits.programs,
             )
             self._closing.callback(agents.close)
-            self._agents[use] = agents, calls
-        return self._agents[use]
+            self._agents[use, at] = agents, calls
+        return self._agents[use, at]
 
 
-def world_spec(settings: ConversationSettings) -> WorldSpec:
-    """Return the tools and environments of a job."""
+def world_spec(settings: ConversationSettings, *, programs: bool = True) -> WorldSpec:
+    """Return the tools and environments of a job. Without `programs`, leave out the user's programs."""
     return WorldSpec(
         settings.tools,
         tuple(
@@ -203,6 +228,7 @@ def world_spec(settings: ConversationSettings) -> WorldSpec:
                 {column: value if isinstance(value, tuple) else (value,) for column, value in each.when.items()},
             )
             for each in settings.environment
+            if programs or each.use != AGENT
         ),
         tool_deadline_s=settings.conversation.tool_deadline_s,
     )

@@ -33,8 +33,8 @@ def loaded(folder: Path, **sections: Any) -> TrainConfig:
     [
         ({"environment": {"use": "agent"}}, "use=agent needs a command, for example"),
         ({"environment": AGENT | {"options": {"n": 1}}}, "give the program its arguments in command"),
-        ({"environment": [AGENT, {"use": "maze"}]}, "use=agent plays alone"),
-        ({"environment": AGENT, "tools": ["python"]}, "use=agent plays alone"),
+        ({"environment": [AGENT, {"use": "maze"}]}, "use=agent without `when` plays all rows"),
+        ({"environment": AGENT, "tools": ["python"]}, "use=agent without `when` plays all rows"),
         (
             {"environment": {"use": "maze", "command": ["x"]}},
             "'maze' has `command` or `variables`, which only use=agent",

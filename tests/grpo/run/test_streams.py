@@ -159,3 +159,45 @@ def test_rows_that_do_not_fit_are_refused() -> None:
         ValueError, match=r"row 1 of rows.jsonl: a message has the role 'narrator'; expected one of system, user"
     ):
         check_prompts(Settings(("python",)), iter([prompt(0), prompt(1, role="narrator")]))
+
+
+PROGRAM = """
+import json, os, sys, urllib.request
+
+row = json.load(sys.stdin)
+body = {"model": "policy", "messages": [{"role": "user", "content": row["problem"]}]}
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", json.dumps(body).encode())
+request.add_header("Authorization", "Bearer " + os.environ["OPENAI_API_KEY"])
+request.add_header("Content-Type", "application/json")
+urllib.request.urlopen(request).read()
+print(json.dumps({"answer": "the program's answer"}))
+"""
+
+
+def test_a_program_plays_its_rows_and_the_tools_play_the_others(tmp_path: Path, policy: str) -> None:
+    (tmp_path / "my_tools.py").write_text(TOOL)
+    (tmp_path / "my_agent.py").write_text(PROGRAM)
+    program = EnvironmentConfig(use="agent", command=("python", str(tmp_path / "my_agent.py")), when={"kind": "agent"})
+    settings = Settings((f"{tmp_path / 'my_tools.py'}:add",), (program,))
+    streams_of = {"turns": [Turns(small_tokenizer(WITH_TOOLS), texts) for texts in (["Five."] * 9, [CALL, "5"])]}
+
+    class Several:
+        def stream(self, sampling: SamplingParams) -> Turns:
+            return streams_of["turns"].pop(0)
+
+    prompts = [prompt(0, kind="agent"), prompt(1, kind="tool"), prompt(2, kind="agent")]
+    check_prompts(settings, prompts)
+    with Streams(settings, policy, 1000, tmp_path) as streams:
+        streams.start()
+        assert [tool["function"]["name"] for tool in streams.tools] == ["add"]
+        stream = streams.stream(Several(), SAMPLING)
+        stream.submit([Request(number, (1,), 50) for number in range(3)], prompts)
+        done = dict[int, Any]()
+        while stream.unfinished:
+            done |= dict(stream.finished())
+        assert stream.finished(wait=False) == []
+        with pytest.raises(RuntimeError, match="no group is under way"):
+            stream.finished()
+    texts = {group: [completion.text for completion in completions] for group, completions in done.items()}
+    assert texts == {0: ["the program's answer"] * 2, 1: ["5"] * 2, 2: ["the program's answer"] * 2}
+    assert all(completion.dialogue.calls == 1 for completion in done[1])
