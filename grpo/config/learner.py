@@ -11,6 +11,7 @@ from grpo.config.section import Positive, Section
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16"]
 Kernels = Literal["auto", "eager", "liger"]
+Attention = Literal["auto", "sdpa", "varlen", "fa3", "fa4"]
 
 
 def _targets(value: object) -> object:
@@ -54,12 +55,15 @@ class LearnerConfig(Section):
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """Data in the host's memory. `optimizer`: optimizer states and float32 weights. `parameters`: all parameters too
     (stage 3 only)."""
-    attention: Literal["auto", "sdpa", "varlen"] = "auto"
+    attention: Attention = "auto"
     """Attention for packed sequences. `sdpa`: torch's attention on any device, with sequences of similar length side by
-    side. `varlen`: FlashAttention for variable lengths, on a GPU in bfloat16. `auto`: `varlen` if it runs here."""
+    side. The others need a GPU and bfloat16: `varlen` is torch's FlashAttention-2 for variable lengths, `fa3` and `fa4`
+    are FlashAttention 3 and 4. `auto`: on a GPU in bfloat16 the first of `fa3`, `fa4` and `varlen` that is installed
+    and passes a trial at the start, else `sdpa`."""
     kernels: Kernels = "auto"
-    """Kernels of norms, rotary embeddings and MLPs. `eager`: PyTorch's operators. `liger`: Liger's fused kernels, on a
-    GPU, for policies of the families llama, qwen2 and qwen3. `auto`: `liger` if it runs here."""
+    """Kernels of norms, rotary embeddings, MLPs and the output head. `eager`: PyTorch's operators. `liger`: on a GPU,
+    Liger's fused kernels, for policies of the families llama, qwen2 and qwen3, and an output head that torch.compile
+    fuses. `auto`: what runs here; the output head is tried first."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     """Learning rate after the warm-up."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -105,10 +109,10 @@ class LearnerConfig(Section):
                 f"learner.ranks={self.ranks} is not divisible by learner.sequence_parallel={self.sequence_parallel}, "
                 "the ranks that share a microbatch; raise ranks to a multiple of it, or lower it"
             )
-        if self.attention == "varlen" and dtype == "float32":
+        if self.attention not in ("auto", "sdpa") and dtype == "float32":
             problems.append(
-                "learner.attention=varlen computes in bfloat16 only, got policy.dtype=float32; set it to bfloat16, "
-                "or use learner.attention=auto"
+                f"learner.attention={self.attention} computes in bfloat16 only, got policy.dtype=float32; set it to "
+                "bfloat16, or use learner.attention=auto"
             )
         if self.offload == "parameters" and self.zero_stage != 3:
             problems.append(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from grpo.config import LearnerConfig
 from grpo.config.cluster import Device
 from grpo.learner.setup import LearnerSetup
-from grpo.policy.attention import PACKED, PackedLayout, VarlenLayout
+from grpo.policy.attention import PACKED
 from grpo.policy.kernels import chosen_kernels, patch_kernels
 from grpo.policy.logprobs import load_model
 from grpo.policy.recompute import recompute
@@ -68,21 +68,6 @@ def load_policy(setup: LearnerSetup, path: str, settings: dict[str, Any] | None)
         patch_kernels(model)
     recompute(model, setup.learner.gradient_checkpointing)
     return model
-
-
-def attention_layout(setup: LearnerSetup) -> type[PackedLayout | VarlenLayout]:
-    """Return the layout of sequences that `learner.attention` selects.
-
-    Raises:
-        ValueError: the device does not have the selected kernel.
-    """
-    if setup.device == "cpu":
-        if setup.learner.attention == "varlen":
-            raise ValueError("learner.attention=varlen needs a GPU and the learner is on a CPU; use auto or sdpa")
-        return PackedLayout
-    if setup.learner.attention == "sdpa" or setup.dtype != "bfloat16":
-        return PackedLayout
-    return VarlenLayout
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -28,9 +28,10 @@ from grpo.algorithm.objective import Terms, policy_terms, supervised_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.algorithm.rescoring import Source
 from grpo.algorithm.totals import Totals
-from grpo.learner.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups
+from grpo.learner.deepspeed_setup import deepspeed_settings, load_policy, parameter_groups
 from grpo.learner.device import prepare_device
 from grpo.learner.export import PolicyExport
+from grpo.learner.kernels import choose_kernels
 from grpo.learner.rendezvous import meet
 from grpo.learner.schedule import learning_rate
 from grpo.learner.setup import LearnerSetup
@@ -73,8 +74,8 @@ class LearnerRank:
         self._group = self._form_group()
         # A checkpoint's policy contains merged adapters. So add adapters to the policy that the run started from.
         path = setup.reference_path if self._lora else setup.policy_path
-        layout = attention_layout(setup)
-        module = PolicyLogprobs(load_policy(setup, path, settings), self._group, layout)
+        kernels = choose_kernels(setup)
+        module = PolicyLogprobs(load_policy(setup, path, settings), self._group, kernels.layout, kernels.head)
         if self._lora:
             add_adapters(module.model, self._lora, setup.seed)
         # The fused step takes a tenth of the time on a CPU thread. On a GPU it needs no second copy of a moment.
@@ -89,7 +90,8 @@ class LearnerRank:
         self.outlet = WeightOutlet(self._weights, setup.rank, master_address)
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
-            reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None), self._group, layout)
+            frozen = load_policy(setup, setup.reference_path, None)
+            reference = PolicyLogprobs(frozen, self._group, kernels.layout, kernels.head)
             self._reference = reference.to(self._device).requires_grad_(False).eval()
         self._meter = SpeedMeter(
             self._engine.module.model.config,

@@ -29,7 +29,7 @@ from grpo.planning.memory import add_memory
 from grpo.planning.memory_fit import memory_here, refusal, shortage
 from grpo.planning.plan_tables import actors_table, batch_table, new_table, objective_table
 from grpo.planning.policy_shape import architecture_of, shape_for
-from grpo.planning.refusals import checked_tokenizer
+from grpo.planning.refusals import checked_tokenizer, head_size_warning
 from grpo.terminal import literal
 from grpo.visible import visible
 from rewards.selection import check_rows
@@ -119,6 +119,8 @@ def _show_tables(settings: config.TrainConfig | config.SftConfig, console: Conso
     warnings += idle_gpus(settings)
     if isinstance(settings, config.TrainConfig):
         warnings.append(lag_warning(settings))
+    else:
+        warnings.append(head_size_warning(settings))
     if planned_device(settings.cluster) == "cuda":
         if build() == "cpu":
             warnings.append(

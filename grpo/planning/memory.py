@@ -12,7 +12,7 @@ from grpo.cluster.device import planned_device
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import Device
 from grpo.planning.policy_shape import PolicyShape, bytes_of, sequence_tokens
-from grpo.policy.flops import LOGIT_BYTES
+from grpo.policy.flops import FUSED_LOGIT_BYTES, LOGIT_BYTES
 from grpo.policy.recompute import recomputed_layers
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def learner_memory(
     kept = layer.outside + sum(layer.input if chosen else layer.kept for chosen in again)
     activations, gradient_of_head = "activations of a microbatch", "gradient of the output head"
     with_entropy = algorithm is not None and bool(algorithm.entropy_coefficient)
-    logits, of_head = _head(shape, size, frozen, tokens, with_entropy)
+    # The trial of the fused head takes place on the GPU, so the plan trusts it. The eager head needs little more.
+    fused = device == "cuda" and learner.kernels != "eager"
+    logits, of_head = _head(shape, size, frozen, tokens, with_entropy, fused)
     # The states of the predicted tokens, and their gradient.
     states_of_head = 2.0 * size * shape.hidden * tokens
     whole = 1 if learner.reduces_once(policy.dtype) else shards[2]
@@ -161,7 +163,9 @@ def _buckets(shape: PolicyShape, learner: config.LearnerConfig, size: int, devic
     return float(size * (whole + filled))
 
 
-def _head(shape: PolicyShape, size: int, frozen: bool, tokens: float, entropy: bool) -> tuple[float, float]:
+def _head(
+    shape: PolicyShape, size: int, frozen: bool, tokens: float, entropy: bool, fused: bool
+) -> tuple[float, float]:
     """Return the bytes of the logits and of the weights' gradient, at the fullest moment of `LogprobHead`.
 
     Args:
@@ -170,15 +174,21 @@ def _head(shape: PolicyShape, size: int, frozen: bool, tokens: float, entropy: b
         frozen: True if the weights get no gradient.
         tokens: predicted tokens.
         entropy: whether the entropy has a gradient.
+        fused: whether the functions of `grpo.policy.fused_head` compute it.
     """
+    weights = 0 if frozen else shape.vocabulary * shape.hidden
+    if fused:
+        # A sum in float32. At the end, the rounded sum in bfloat16 takes the place of the last chunk's logits.
+        rounded = 2 * weights if size == 2 else 0
+        logits = min(FUSED_LOGIT_BYTES, size * shape.vocabulary * tokens)
+        return float(max(logits, rounded)), 4.0 * weights
     logits = min(LOGIT_BYTES, 4 * shape.vocabulary * tokens)
-    # A sum in float32; in bfloat16 also the product of the last chunk, and at the end the rounded sum.
-    gradient = 0 if frozen else (8 if size == 2 else 4) * shape.vocabulary * shape.hidden
-    # At the end of the backward pass: the last chunk's logits, and in float32 those of the chunk before it.
-    chunks = 1 if 4 * shape.vocabulary * tokens <= LOGIT_BYTES else 2
-    at_end = 1.5 + entropy if size == 2 else chunks * (1.0 + entropy)
+    # A sum in float32; in bfloat16 also the product of the last chunk, whose memory the rounded sum takes at the end.
+    gradient = (6 if size == 2 else 4) * weights
+    # The backward pass has a chunk's logits in float32, and with them the gradient in bfloat16 or an entropy's factor.
+    backward = 2.0 if entropy else 1.5 if size == 2 else 1.0
     # The forward pass has three tensors of a chunk's size.
-    return max(at_end * logits, 3 * logits - gradient), float(gradient)
+    return max(backward * logits, 3 * logits - gradient), float(gradient)
 
 
 def push_bytes(settings: config.TrainConfig, shape: PolicyShape) -> float:

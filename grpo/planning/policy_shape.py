@@ -90,7 +90,7 @@ def shape_for(settings: config.TrainConfig | config.SftConfig, architecture: Arc
         ValueError: as `shape_of`.
     """
     device = planned_device(settings.cluster, samples=isinstance(settings, config.TrainConfig))
-    return _shape(settings.policy, settings.learner, architecture, device, _repeats(settings))
+    return measured_shape(settings.policy, settings.learner, architecture, device, _repeats(settings))
 
 
 def architecture_of(policy: config.PolicyConfig) -> Architecture | None:
@@ -134,12 +134,13 @@ def shape_of(
             not divide the policy's heads, or the learner does not have the policy's attention.
     """
     architecture = architecture_of(policy)
-    return None if architecture is None else _shape(policy, learner, architecture, device, repeats)
+    return None if architecture is None else measured_shape(policy, learner, architecture, device, repeats)
 
 
-def _shape(
+def measured_shape(
     policy: config.PolicyConfig, learner: config.LearnerConfig, shape: Architecture, device: Device, repeats: float
 ) -> PolicyShape:
+    """Return the size of a policy with this architecture; the arguments and errors are those of `shape_of`."""
     check_heads(shape, learner.sequence_parallel)
     parameters, trained = _counts(policy, learner, shape)
     size = bytes_of(policy)

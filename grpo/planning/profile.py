@@ -14,6 +14,7 @@ from rich.table import Table
 from grpo.cluster.waiting import write_timeline
 from grpo.config import TrainConfig
 from grpo.planning.advice import Advice, advice
+from grpo.planning.memory_fit import refuse_what_does_not_fit
 from grpo.report.logs import driver_log
 from grpo.report.metrics_log import read_history
 from grpo.report.profiling import ActorProfile
@@ -63,8 +64,9 @@ def profile(settings: TrainConfig, progress: Progress, console: Console, steps: 
         steps: number of steps to profile, after `WARM_UP` steps.
 
     Raises:
-        ValueError: as `grpo.train_loop.train`.
+        ValueError: as `grpo.jobs.train`.
     """
+    refuse_what_does_not_fit(settings)
     brief = brief_run(settings, steps)
     folder = Path(brief.run.folder)
     watcher = StepProfiler(folder / "traces", steps)

@@ -102,8 +102,8 @@ class PackedLayout:
 class VarlenLayout:
     """Sequences one after another without padding, for FlashAttention's kernel for variable lengths, on a GPU.
 
-    The kernel is torch's version of FlashAttention-2, Dao 2023 (arXiv:2307.08691). A shared prompt is repeated as in
-    `PackedLayout`.
+    The kernel is torch's version of FlashAttention-2, Dao 2023 (arXiv:2307.08691). `grpo.policy.flash` has layouts with
+    newer kernels. A shared prompt is repeated as in `PackedLayout`.
     """
 
     def __init__(self, places: Sequence[Place], device: torch.device, positions: int | None = None) -> None:
@@ -127,15 +127,19 @@ class VarlenLayout:
             tensor if self._in_order else tensor.index_select(0, self._gather_K)
             for tensor in (query_NHD, key_NHD, value_NHD)
         )
+        output_KHD = self._kernel(query_KHD, key_KHD, value_KHD, scaling)
+        return output_KHD if self._in_order else output_KHD.index_select(0, self._kept_N)
+
+    def _kernel(self, query_KHD: Tensor, key_KHD: Tensor, value_KHD: Tensor, scaling: float | None) -> Tensor:
         borders, longest = self._borders, self._longest
         # Causal attention: a query attends to all earlier keys and to no later keys.
         window = (-1, 0)
         output_KHD = varlen_attn(
             query_KHD, key_KHD, value_KHD, borders, borders, longest, longest,
-            scale=scaling, window_size=window, enable_gqa=query_NHD.shape[1] != key_NHD.shape[1],
+            scale=scaling, window_size=window, enable_gqa=query_KHD.shape[1] != key_KHD.shape[1],
         )  # fmt: skip
         assert isinstance(output_KHD, Tensor)
-        return output_KHD if self._in_order else output_KHD.index_select(0, self._kept_N)
+        return output_KHD
 
 
 def packed_attention(

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from grpo.algorithm.packing import Microbatch
 from grpo.config import Dtype
 from grpo.policy.attention import PACKED, PackedLayout, VarlenLayout
+from grpo.policy.fused_head import FusedHead
 from grpo.policy.head import Entropy, LogprobHead
 from grpo.policy.hub import at_revision, name_of
 from grpo.policy.sequence_parallel import SequenceGroup
@@ -24,6 +25,7 @@ class PolicyLogprobs(nn.Module):
         model: PreTrainedModel,
         group: SequenceGroup | None = None,
         layout: type[PackedLayout | VarlenLayout] = PackedLayout,
+        fused: FusedHead | None = None,
     ) -> None:
         """Wrap a model, and replace its output head by a `LogprobHead`.
 
@@ -31,6 +33,7 @@ class PolicyLogprobs(nn.Module):
             model: model to change in place.
             group: ranks that share each microbatch's tokens, if there are several. All ranks must make the same calls.
             layout: layout of the sequences for attention.
+            fused: fused functions of the output head; None for the operators of PyTorch.
 
         Raises:
             ValueError: the head is not a linear layer.
@@ -44,7 +47,7 @@ class PolicyLogprobs(nn.Module):
                 f"{type(head).__name__}; take another policy"
             )
         if not isinstance(head, LogprobHead):
-            model.set_output_embeddings(LogprobHead(head))
+            model.set_output_embeddings(LogprobHead(head, fused))
         self._group, self._layout = group, layout
 
     def forward(self, batch: Microbatch, temperature: float, entropy: Entropy = "none") -> tuple[Tensor, ...]:

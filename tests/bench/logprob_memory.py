@@ -1,6 +1,7 @@
 """Peak memory of log-probabilities at a vocabulary of 150,000: whole logits against `LogprobHead`'s chunks.
 
     .venv/bin/python tests/bench/logprob_memory.py [--tokens 4096] [--vocabulary 151936] [--hidden 1024] [--chunks-only]
+    LOGPROB_BENCH_PROJECT=OTHER_CHECKOUT .venv/bin/python tests/bench/logprob_memory.py --chunks-only --dtype bfloat16
 
 Only the output head and what follows it, forward and backward, each way in a process of its own, as the peak of a
 process never falls. Log-probabilities and the gradient of the hidden states are compared first. The memory that the
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -21,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(os.environ.get("LOGPROB_BENCH_PROJECT") or Path(__file__).resolve().parents[2])
 sys.path.insert(0, str(PROJECT))
 
 from grpo.policy.head import LOGIT_BYTES, LogprobHead  # noqa: E402
@@ -42,11 +44,11 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(way: str, tokens: int, vocabulary: int, hidden: int, channel: Connection) -> None:
+def measure(way: str, tokens: int, vocabulary: int, hidden: int, name: str, channel: Connection) -> None:
     """Send (peak bytes above the inputs, processor seconds forward and backward, log-probabilities, gradient)."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = getattr(torch, name)
     head = nn.Linear(hidden, vocabulary, bias=False, device=device, dtype=dtype)
     hidden_TE = torch.randn(tokens, hidden, device=device, dtype=dtype, requires_grad=True)
     targets_T = torch.randint(vocabulary, (tokens,), device=device)
@@ -75,6 +77,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--hidden", type=int, default=1024)
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    parser.add_argument("--dtype", default=dtype, choices=("float32", "bfloat16"))
     parser.add_argument("--chunks-only", action="store_true", help="leave out the whole logits and the comparison")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
@@ -82,7 +86,8 @@ def main() -> None:
     ways = WAYS[1:] if options.chunks_only else WAYS
     for way in ways:
         here, there = context.Pipe()
-        process = context.Process(target=measure, args=(way, options.tokens, options.vocabulary, options.hidden, there))
+        sizes = (options.tokens, options.vocabulary, options.hidden)
+        process = context.Process(target=measure, args=(way, *sizes, options.dtype, there))
         process.start()
         found[way] = here.recv()
         process.join()

@@ -5,8 +5,9 @@
 
 It runs one and two layers of the real policy on torch's meta device, which computes shapes and no numbers, and records
 every operator of the forward and backward pass: the FLOPs of matrix products, and the bytes that every other operator
-reads and writes. Attention and, on request, Liger's kernels are opaque: attention costs its FLOPs, and a kernel of
-Liger reads its inputs and writes its outputs once. The speeds of the hardware below are assumptions.
+reads and writes. Attention and, on request, fused kernels are opaque: attention costs its FLOPs, a kernel of Liger
+reads its inputs and writes its outputs once, and the fused functions of the output head read and write what their
+compiled loops do. Memory is the plan of `grpo check`. The speeds of the hardware below are assumptions.
 """
 
 from __future__ import annotations
@@ -29,16 +30,21 @@ sys.path.insert(0, str(PROJECT))
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 from transformers.models.qwen3 import modeling_qwen3 as qwen3  # noqa: E402
 
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack  # noqa: E402
+from grpo.config import LearnerConfig, PolicyConfig  # noqa: E402
+from grpo.config.algorithm import AlgorithmConfig  # noqa: E402
+from grpo.config.learner import Kernels  # noqa: E402
+from grpo.planning.memory import learner_memory  # noqa: E402
+from grpo.planning.policy_shape import measured_shape  # noqa: E402
 from grpo.policy.attention import PACKED, VarlenLayout  # noqa: E402
-from grpo.policy.flops import LOGIT_BYTES, PolicyFlops, peak_flops  # noqa: E402
-from grpo.policy.head import LogprobHead  # noqa: E402
+from grpo.policy.flops import PolicyFlops, peak_flops  # noqa: E402
+from grpo.policy.fused_head import FusedHead  # noqa: E402
 from grpo.policy.logprobs import PolicyLogprobs  # noqa: E402
 
 GIB = 1 << 30
@@ -70,15 +76,11 @@ SHORT_SHARE = 0.75
 # learner under ZeRO-3 (1: ZeRO-2 on one GPU).
 POLICIES = {"1.7B": (2048, 28, 16, 8, 6144, True, 1), "8B": (4096, 36, 32, 8, 12288, False, 8)}
 VOCABULARY = 151_936
-# Logits in bfloat16: written and read forward, written and read backward, and their gradient written and read twice.
-FUSED_HEAD_BYTES = 14
 # Microbatches in an optimizer step: the cost of the step itself is divided by their number.
 MICROBATCHES = 4
 # For each parameter: bytes that DeepSpeed moves in each microbatch (the gradient in bfloat16 into the bucket, and from
 # there into the sum in float32), and bytes of the step (fused AdamW in float32, and a copy in bfloat16).
 GRADIENT_BYTES, STEP_BYTES = 14, 30
-# Memory beside states and activations: DeepSpeed's bucket of 5e8 elements, CUDA and fragments.
-OTHER_BYTES = 2 * 5e8 + 3 * GIB
 
 
 @dataclass(slots=True)
@@ -88,13 +90,11 @@ class Traffic:
     Attributes:
         product_flops: FLOPs of matrix products.
         bytes: bytes that other operators read and write.
-        saved: bytes that autograd keeps for the backward pass.
         by_operator: bytes of each operator.
     """
 
     product_flops: float = 0.0
     bytes: float = 0.0
-    saved: float = 0.0
     by_operator: dict[str, float] = field(default_factory=dict)
 
     def add(self, operator: str, size: float) -> None:
@@ -104,7 +104,7 @@ class Traffic:
 
     def minus(self, other: Traffic) -> Traffic:
         """Return the difference of two counts."""
-        return Traffic(self.product_flops - other.product_flops, self.bytes - other.bytes, self.saved - other.saved)
+        return Traffic(self.product_flops - other.product_flops, self.bytes - other.bytes)
 
 
 _PRODUCTS = {"mm", "addmm", "addmm_", "bmm"}
@@ -172,8 +172,11 @@ class _Opaque(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def opaque(recorder: Recorder, kernels: str, head: str) -> Iterator[None]:
-    """Inside, attention costs nothing here (its FLOPs are counted apart), and `liger` fuses norms, rotary and MLPs."""
+def opaque(recorder: Recorder, kernels: str) -> Iterator[FusedHead | None]:
+    """Inside, attention costs nothing here (its FLOPs are counted apart), and `liger` fuses norms, rotary and MLPs.
+
+    Yields the fused functions of the output head, if the kernels are fused.
+    """
 
     def count(name: str, size: float) -> None:
         recorder.traffic.add(name, size)
@@ -195,22 +198,28 @@ def opaque(recorder: Recorder, kernels: str, head: str) -> Iterator[None]:
         down: Tensor = module.down_proj(gated)
         return down
 
-    def fused_head(module: nn.Linear, hidden_TE: Tensor, targets_T: Tensor, *_: Any) -> tuple[Tensor, ...]:
-        logits = len(targets_T) * module.out_features
-        # Logits, the same logits once more, and the gradients of states and weights.
-        recorder.traffic.product_flops += 8.0 * logits * module.in_features
-        recorder.traffic.add("head", FUSED_HEAD_BYTES * logits)
-        return (hidden_TE.float().sum(-1),)
+    def statistics(logits_CV: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        # The compiled kernel has two loops over the vocabulary: the largest logit, and the sums.
+        recorder.traffic.add("head", 2 * _bytes(logits_CV))
+        one_C = logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
+        return one_C, torch.empty_like(one_C), torch.empty_like(one_C)
+
+    def replace_by_gradient(logits_CV: Tensor, *_: Any) -> None:
+        recorder.traffic.add("head", 2 * _bytes(logits_CV))
+
+    def add_product(sum_VE: Tensor, gradient_VC: Tensor, hidden_CE: Tensor, beta: int) -> None:
+        # The product's own writing is part of its FLOP/s. Here each chunk reads and writes the whole sum, too.
+        recorder.traffic.product_flops += 2.0 * gradient_VC.numel() * hidden_CE.shape[1]
+        recorder.traffic.add("sum of the head's gradient", (1 + beta) * _bytes(sum_VE))
 
     with contextlib.ExitStack() as patched:
-        if head == "fused":
-            patched.enter_context(mock.patch.object(LogprobHead, "forward", fused_head))
+        patched.enter_context(mock.patch("grpo.policy.head.add_product", add_product))
         patched.enter_context(mock.patch("grpo.policy.attention.varlen_attn", attend))
         if kernels == "liger":
             patched.enter_context(mock.patch.object(qwen3.Qwen3RMSNorm, "forward", norm))
             patched.enter_context(mock.patch.object(qwen3, "apply_rotary_pos_emb", rotate))
             patched.enter_context(mock.patch.object(qwen3.Qwen3MLP, "forward", mlp))
-        yield
+        yield FusedHead(statistics, replace_by_gradient) if kernels == "liger" else None
 
 
 def shape_of(name: str, layers: int | None = None) -> Qwen3Config:
@@ -249,38 +258,28 @@ class Passes:
 
 
 @functools.cache
-def recorded(name: str, long: bool, kernels: str, logits: int = LOGIT_BYTES, head: str = "chunks") -> Passes:
+def recorded(name: str, long: bool, kernels: str) -> Passes:
     """Record the operators of a policy. Everything outside the layers, the output head too, is in `rest`."""
     batch = microbatch(long)
-    with mock.patch("grpo.policy.head.LOGIT_BYTES", logits):
-        one, two = (_passes(shape_of(name, layers), batch, kernels, head) for layers in (1, 2))
+    one, two = (_passes(shape_of(name, layers), batch, kernels) for layers in (1, 2))
     layer = (two[0].minus(one[0]), two[1].minus(one[1]))
     return Passes((one[0].minus(layer[0]), one[1].minus(layer[1])), layer)
 
 
-def _passes(shape: Qwen3Config, batch: Microbatch, kernels: str, head: str) -> tuple[Traffic, Traffic]:
+def _passes(shape: Qwen3Config, batch: Microbatch, kernels: str) -> tuple[Traffic, Traffic]:
     with torch.device("meta"):
         model = Qwen3ForCausalLM(shape).to(torch.bfloat16)
-    policy, moved = PolicyLogprobs(model, None, VarlenLayout), batch.to(torch.device("meta"))
-    parameters = {one.untyped_storage()._cdata for one in model.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        identity = tensor.untyped_storage()._cdata
-        if identity not in parameters:
-            kept[identity] = tensor
-        return tensor
-
     forward, backward = Recorder(), Recorder()
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with opaque(forward, kernels, head), hooks, forward:
-        logprobs_T = policy(moved, 1.0, "value")[0]
-    forward.traffic.saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    # The kernels' backward passes count where their forward passes counted.
-    before = dataclasses.replace(forward.traffic, by_operator=dict(forward.traffic.by_operator))
-    with backward:
-        torch.autograd.grad(logprobs_T.sum(), [one for one in model.parameters()], allow_unused=True)
+    with opaque(forward, kernels) as fused:
+        policy, moved = PolicyLogprobs(model, None, VarlenLayout, fused), batch.to(torch.device("meta"))
+        with forward:
+            logprobs_T = policy(moved, 1.0, "value")[0]
+        # The kernels' backward passes count where their forward passes counted.
+        before = dataclasses.replace(forward.traffic, by_operator=dict(forward.traffic.by_operator))
+        with backward:
+            torch.autograd.grad(logprobs_T.sum(), [one for one in model.parameters()], allow_unused=True)
     backward.traffic.bytes += forward.traffic.bytes - before.bytes
+    backward.traffic.product_flops += forward.traffic.product_flops - before.product_flops
     return before, backward.traffic
 
 
@@ -289,19 +288,14 @@ class Setting:
     """Settings of the learner.
 
     Attributes:
-        kernels: `eager` or `liger`.
+        kernels: `learner.kernels`: `eager`, or `liger`, which also fuses the output head.
         attention: key of `ATTENTION`.
         share: share of the layers whose forward pass is computed again; None for the smallest share that fits.
-        logits: bytes of the logits in memory at a time.
-        head: `chunks` for our output head, `fused` for a kernel that nobody has written: it would read and write
-            `FUSED_HEAD_BYTES` for each logit.
     """
 
-    kernels: str
+    kernels: Kernels
     attention: str
     share: float | None
-    logits: int = LOGIT_BYTES
-    head: str = "chunks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,10 +322,10 @@ def predict(gpu: Gpu, name: str, batch: Microbatch, passes: Passes, setting: Set
     shape = shape_of(name)
     layers, ranks = shape.num_hidden_layers, POLICIES[name][6]
     parameters = _parameters(shape)
-    fixed, each = _memory(parameters, ranks, shape, passes, len(batch.input_ids_N), setting.logits)
     share = setting.share
     if share is None:
-        share = _smallest_share(gpu.memory - fixed, each, layers)
+        shares = (again / layers for again in range(layers + 1))
+        share = next((each for each in shares if planned(name, batch, setting.kernels, each) <= gpu.memory), 1.0)
     again = round(share * layers)
     forward, backward = passes.layer
     products = sum(one.product_flops for one in passes.rest) + layers * (forward.product_flops + backward.product_flops)
@@ -350,7 +344,7 @@ def predict(gpu: Gpu, name: str, batch: Microbatch, passes: Passes, setting: Set
     seconds = sum(parts.values())
     flops, peak = PolicyFlops.of(shape).training(batch), peak_flops(gpu.name)
     assert peak is not None
-    memory = fixed + again * each[1] + (layers - again) * each[0]
+    memory = planned(name, batch, setting.kernels, share)
     return Prediction(parts, flops / seconds / peak, len(batch.input_ids_N) / seconds, memory, share)
 
 
@@ -359,34 +353,27 @@ def _parameters(shape: Qwen3Config) -> int:
         return sum(one.numel() for one in Qwen3ForCausalLM(shape).parameters())
 
 
-def _memory(
-    parameters: int, ranks: int, shape: Qwen3Config, passes: Passes, tokens: int, logits: int
-) -> tuple[float, tuple[float, float]]:
-    """Return memory that does not depend on the share, and memory of a layer that keeps all, or only its input."""
-    states = parameters * (2 + 4 + 12) / ranks
-    live = 2e9 if ranks > 1 else 0.0
-    head = 3 * logits + 4 * shape.vocab_size * shape.hidden_size
-    layer = passes.layer[0].saved
-    # While a layer is computed again, it keeps everything for a moment.
-    fixed = states + live + head + OTHER_BYTES + passes.rest[0].saved + layer
-    return fixed, (layer, 2.0 * shape.hidden_size * tokens)
-
-
-def _smallest_share(free: float, each: tuple[float, float], layers: int) -> float:
-    whole, input_alone = each
-    for again in range(layers + 1):
-        if again * input_alone + (layers - again) * whole <= free:
-            return again / layers
-    return 1.0
+def planned(name: str, batch: Microbatch, kernels: Kernels, share: float) -> float:
+    """Return the memory of a learner rank by the plan of `grpo check`, in bytes."""
+    ranks, tokens = POLICIES[name][6], len(batch.input_ids_N)
+    learner = LearnerConfig(
+        ranks=ranks,
+        zero_stage=3 if ranks > 1 else 2,
+        microbatch_tokens=tokens,
+        kernels=kernels,
+        gradient_checkpointing=share,
+    )
+    policy = PolicyConfig(path=name, dtype="bfloat16")
+    repeats = sum(place.length for place in batch.places) / tokens
+    shape = measured_shape(policy, learner, shape_of(name), "cuda", repeats)
+    return learner_memory(shape, policy, learner, AlgorithmConfig()).needed
 
 
 SETTINGS = {
     "before: eager, all layers again": Setting("eager", "FA2", 1.0),
     "+ share that fits": Setting("eager", "FA2", None),
-    "+ Liger": Setting("liger", "FA2", None),
-    "+ logits of 1 GiB": Setting("liger", "FA2", None, 4 * LOGIT_BYTES),
-    "+ FA3/4": Setting("liger", "FA3/4", None, 4 * LOGIT_BYTES),
-    "+ fused head": Setting("liger", "FA3/4", None, 4 * LOGIT_BYTES, "fused"),
+    "+ fused kernels": Setting("liger", "FA2", None),
+    "+ FA3/4": Setting("liger", "FA3/4", None),
 }
 
 
@@ -395,7 +382,7 @@ def predictions() -> Iterator[tuple[Gpu, str, bool, str, Prediction]]:
     for name, long in itertools.product(POLICIES, (False, True)):
         batch = microbatch(long)
         for title, setting in SETTINGS.items():
-            passes = recorded(name, long, setting.kernels, setting.logits, setting.head)
+            passes = recorded(name, long, setting.kernels)
             for gpu in GPUS:
                 yield gpu, name, long, title, predict(gpu, name, batch, passes, setting)
 

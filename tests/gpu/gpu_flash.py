@@ -1,92 +1,82 @@
-"""Parts of the GPU check that time attention alone: torch's FlashAttention-2, and FlashAttention 4 where it is found.
-
-Training does not use FlashAttention 4. These parts show on the first day with a GPU whether it is right and faster.
-"""
+"""Parts of the GPU check for FlashAttention: its kernels alone, and the trial that a run makes before it uses them."""
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
-import gpu_vllm_flash
 import torch
-from gpu_context import Context
-from gpu_numbers import attention
+from gpu_context import Context, Wrong
 from gpu_outcomes import Result, Skipped
 from torch import Tensor
 
 from grpo.algorithm.packing import Place
+from grpo.learner import kernels
+from grpo.learner.kernel_trial import try_attention
 from grpo.policy.attention import VarlenLayout
+from grpo.policy.flash import FLASH_KERNELS
 
-# Query heads, key-value heads and head size of Qwen3 0.6B and 1.7B.
-HEADS, KEY_VALUE_HEADS, SIZE = 16, 8, 128
+# The attention of Qwen3 1.7B, and of 0.6B with another hidden size.
+SIZES = kernels.Sizes(heads=16, key_value_heads=8, head_size=128, hidden=2048, vocabulary=151_936)
 # Lengths of the sequences in a row of 16k tokens.
 ROWS = {"RL": (1365,) * 12, "16k": (16_384,)}
-# Where torch can find FlashAttention 4: the package flash-attn-4, or vLLM's GPU build.
-SOURCES = {"flash_attn.cute.interface": "flash_attn.cute.interface", gpu_vllm_flash.SOURCE: "gpu_vllm_flash"}
 REPEATS = 10
 
 
 def flash_2(context: Context) -> Result:
     """The speed of torch's FlashAttention for variable lengths."""
-    figures = _speeds(context.device)
+    figures = _speeds(context.device, VarlenLayout)
     return Result(_note(figures), figures)
 
 
+def flash_3(context: Context) -> Result:
+    """Correctness and speed of FlashAttention 3."""
+    return _newer(context, "fa3")
+
+
 def flash_4(context: Context) -> Result:
-    """Correctness and speed of FlashAttention 4 in place of torch's FlashAttention-2."""
-    from torch.nn.attention._fa4 import register_flash_attention_fa4
-
-    major = torch.cuda.get_device_capability(context.device)[0]
-    if major not in (9, 10):
-        raise Skipped(f"it needs a GPU of compute capability 9 or 10, and this GPU has {major}")
-    handle = register_flash_attention_fa4(found_module())
-    try:
-        right = attention(context)
-        figures = {**right.figures, **_speeds(context.device)}
-    finally:
-        handle.remove()
-    return Result(f"{_note(figures)}; {right.note}", figures)
+    """Correctness and speed of FlashAttention 4."""
+    return _newer(context, "fa4")
 
 
-def found_module() -> str:
-    """Return the module that brings FlashAttention 4.
-
-    Raises:
-        Skipped: no installed package brings it.
-    """
-    for package, module in SOURCES.items():
-        if _installed(package):
-            return module
-    raise Skipped("no package brings FlashAttention 4: it needs flash-attn-4, or vLLM's GPU build")
+def _newer(context: Context, name: str) -> Result:
+    kernel = FLASH_KERNELS[name]
+    if problem := kernel.problem(kernels.gpu_capability()):
+        raise Skipped(f"{kernel.title} {problem}")
+    if verdict := try_attention(kernel.layout, SIZES, context.device):
+        raise Wrong(verdict)
+    figures = _speeds(context.device, kernel.layout)
+    return Result(_note(figures), figures)
 
 
-def _installed(module: str) -> bool:
-    """Return whether a module's file is there. Nothing is imported: vLLM's CPU build refuses the import."""
-    package, *inner = module.split(".")
-    spec = importlib.util.find_spec(package)
-    folders = spec.submodule_search_locations if spec else None
-    return any(Path(folder, *inner).with_suffix(".py").is_file() for folder in folders or ())
+def trial(context: Context) -> Result:
+    """The trial at the start of a run, of every kernel that could run here."""
+    capability = kernels.gpu_capability()
+    names = (*(name for name, kernel in FLASH_KERNELS.items() if not kernel.problem(capability)), kernels.HEAD)
+    # The check replaces this function, because its parts try the kernels themselves.
+    verdicts = inspect.unwrap(kernels.tried)(names, SIZES)
+    if failed := [f"{name}: {verdict}" for name, verdict in verdicts.items() if verdict]:
+        raise Wrong("; ".join(failed))
+    return Result(f"{', '.join(names)} are right")
 
 
-def _speeds(device: torch.device) -> dict[str, float]:
+def _speeds(device: torch.device, kind: type[VarlenLayout]) -> dict[str, float]:
     """Return FLOP/s of forward and backward passes for each kind of row, in TFLOP/s."""
     figures = {}
     for name, lengths in ROWS.items():
         starts = [sum(lengths[:index]) for index in range(len(lengths))]
         places = [Place(start, 1, start + 1, length - 1) for start, length in zip(starts, lengths, strict=True)]
-        tokens, layout = sum(lengths), VarlenLayout(places, device)
+        tokens, layout = sum(lengths), kind(places, device)
         drawn = [
-            torch.randn(tokens, heads, SIZE, device=device, dtype=torch.bfloat16, requires_grad=True)
-            for heads in (HEADS, KEY_VALUE_HEADS, KEY_VALUE_HEADS)
+            torch.randn(tokens, heads, SIZES.head_size, device=device, dtype=torch.bfloat16, requires_grad=True)
+            for heads in (SIZES.heads, SIZES.key_value_heads, SIZES.key_value_heads)
         ]
         query, key, value = drawn
         output = layout.attend(query, key, value, None)
         weight = torch.randn_like(output)
         # Four FLOPs for each pair and unit of width forward; the backward pass has five products in place of two.
-        pairs = sum(length * (length + 1) / 2 for length in lengths) * HEADS * SIZE
+        pairs = sum(length * (length + 1) / 2 for length in lengths) * SIZES.heads * SIZES.head_size
         forward_s = _seconds(lambda at=layout, q=query, k=key, v=value: at.attend(q, k, v, None))
         backward_s = _seconds(
             lambda out=output, to=drawn, by=weight: torch.autograd.grad(out, to, by, retain_graph=True)

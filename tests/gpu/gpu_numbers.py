@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from grpo.config.presets import PRESETS
 from grpo.learner.deepspeed_setup import load_policy
 from grpo.policy import head as head_module
 from grpo.policy.attention import PackedLayout, VarlenLayout
+from grpo.policy.fused_head import FusedHead, compiled_head
 from grpo.policy.head import Entropy, LogprobHead
 from grpo.policy.logprobs import PolicyLogprobs
 
@@ -203,7 +206,8 @@ def _terms(
 def head(context: Context) -> Result:
     """The output head in chunks and in one piece, against log_softmax over whole logits in float64."""
     tokens, hidden, vocabulary = (24, 16, 60) if context.tiny else (600, 512, 32_768)
-    worst, held = Differences(), head_module.LOGIT_BYTES
+    worst, held = Differences(), (head_module.LOGIT_BYTES, head_module.FUSED_LOGIT_BYTES)
+    ways = {"eager": None, **({"fused": compiled_head()} if context.on_gpu else {})}
     torch.manual_seed(0)
     drawn = (torch.randn(vocabulary, hidden) * 0.2).bfloat16()
     hidden_TE, targets_T = torch.randn(tokens, hidden).bfloat16(), torch.randint(vocabulary, (tokens,))
@@ -211,17 +215,19 @@ def head(context: Context) -> Result:
     wanted: list[Tensor] = []
     for entropy in ("value", "gradient"):
         wanted = _scored(_whole_logits, drawn.double(), hidden_TE.double(), targets_T, weights.double(), entropy)
-        for dtype in DTYPES:
-            for chunk in (tokens // 3 - 1, tokens):
-                head_module.LOGIT_BYTES = 4 * vocabulary * chunk
-                given = [one.to(context.device, dtype) for one in (drawn, hidden_TE)]
-                found = _scored(_by_head, *given, targets_T.to(context.device), weights.to(given[0]), entropy)
-                head_module.LOGIT_BYTES = held
-                for what, one, right in zip(
-                    ("values", "entropies", "gradient of states", "gradient of weights"), found, wanted, strict=True
-                ):
-                    worst.add(f"{what} in chunks of {chunk}, entropy {entropy}", one, right, dtype)
-    return Result(f"chunks equal whole logits in float64: {worst.note()}", worst.figures())
+        for dtype, chunk, (way, fused) in itertools.product(DTYPES, (tokens // 3 - 1, tokens), ways.items()):
+            head_module.LOGIT_BYTES = 4 * vocabulary * chunk
+            head_module.FUSED_LOGIT_BYTES = dtype.itemsize * vocabulary * chunk
+            given = [one.to(context.device, dtype) for one in (drawn, hidden_TE)]
+            by_head = functools.partial(_by_head, fused=fused)
+            found = _scored(by_head, *given, targets_T.to(context.device), weights.to(given[0]), entropy)
+            head_module.LOGIT_BYTES, head_module.FUSED_LOGIT_BYTES = held
+            for what, one, right in zip(
+                ("values", "entropies", "gradient of states", "gradient of weights"), found, wanted, strict=True
+            ):
+                worst.add(f"{what} of the {way} head in chunks of {chunk}, entropy {entropy}", one, right, dtype)
+    ran = " and ".join(ways)
+    return Result(f"{ran} chunks equal whole logits in float64: {worst.note()}", worst.figures())
 
 
 def _scored(
@@ -242,9 +248,11 @@ def _scored(
     return [logprobs_T, entropy_T, of_hidden, of_weight]
 
 
-def _by_head(weight_VE: Tensor, hidden_TE: Tensor, targets_T: Tensor, entropy: Entropy) -> tuple[Tensor, ...]:
+def _by_head(
+    weight_VE: Tensor, hidden_TE: Tensor, targets_T: Tensor, entropy: Entropy, fused: FusedHead | None
+) -> tuple[Tensor, ...]:
     plain = nn.Linear(weight_VE.shape[1], weight_VE.shape[0], bias=False, device="meta")
-    made = LogprobHead(plain)
+    made = LogprobHead(plain, fused)
     del made.weight
     made.weight = weight_VE  # a leaf of the caller, so that its gradient can be asked for
     return made(hidden_TE, targets_T, TEMPERATURE, entropy)  # type: ignore[no-any-return]

@@ -73,8 +73,9 @@ def _measure(context: Context, shape: str, lengths: Lengths, settings: dict[str,
     figures = {name: statistics.median(one[name] for one in steps) for name in names if name in steps[0]}
     figures["peak_gib"] = max(one["peak_memory_gib"] for one in seen)
     figures |= {"planned_gib": planned / GIB, "steps": len(steps), "first_step_s": seen[0]["compute_s"]}
-    family = learner._engine.module.model.config.model_type
-    ran = chosen_kernels(setup.learner.kernels, setup.device, family)
+    module = learner._engine.module
+    fused = chosen_kernels(setup.learner.kernels, setup.device, module.model.config.model_type)
+    ran = f"{module._layout.__name__}, {fused}"
     learner._engine.destroy()
     return Result(
         f"{ran} kernels; {len(steps)} steps of {steps[0]['microbatches']:.0f} microbatches, {figures['compute_s']:.2f} "
@@ -98,4 +99,6 @@ large_varlen = speed("1.7b", gpu_policies.RL, attention="varlen", gradient_check
 large_sdpa = speed("1.7b", gpu_policies.RL, attention="sdpa", gradient_checkpointing=1.0)
 large_whole = speed("1.7b", gpu_policies.RL, attention="varlen")
 long_varlen = speed("1.7b", gpu_policies.ONE_OF_16K, attention="varlen", gradient_checkpointing=1.0)
+large_auto = speed("1.7b", gpu_policies.RL)
+long_auto = speed("1.7b", gpu_policies.ONE_OF_16K)
 long_sdpa = speed("1.7b", gpu_policies.ONE_OF_16K, attention="sdpa", gradient_checkpointing=1.0)

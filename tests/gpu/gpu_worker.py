@@ -8,6 +8,7 @@ wrong answers or none; the check then starts a new process for the next part.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -73,10 +74,13 @@ def main() -> None:
             "with --device cpu --tiny"
         )
     if options.device == "cuda":
+        from grpo.learner import kernels
         from grpo.learner.device import prepare_device
 
         # The kernels of attention that the learner chooses, also for the parts that start no learner.
         prepare_device("cuda", 1)
+        # The parts try the kernels themselves. A fault must show here, and not lead to other kernels.
+        kernels.tried = functools.update_wrapper(lambda _names, _sizes: {}, kernels.tried)
     answer(options.answers, state="ready", machine=machine(options.device))
     for line in sys.stdin:
         asked = json.loads(line)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from grpo.policy.logprobs import PolicyLogprobs
 
 TINY = NewPolicyConfig(hidden_size=16, layers=2, heads=4, key_value_heads=2, intermediate_size=24, max_position=128)
-# Smaller still, and it can write all that a keyboard can.
+# Smaller still, and it can write all that a keyboard can. vLLM has no smaller heads on a CPU, so `grpo check` takes it.
 PRINTABLE = NewPolicyConfig(
-    hidden_size=16,
+    hidden_size=32,
     layers=1,
-    heads=2,
+    heads=1,
     key_value_heads=1,
     intermediate_size=16,
     alphabet="".join(map(chr, range(32, 127))),
@@ -130,3 +130,12 @@ def qwen3_shape(hidden: int, layers: int, heads: int, intermediate: int, tied: b
         vocab_size=151_936,
         max_position_embeddings=32_768,
     )
+
+
+def add_product_on_a_cpu(sum_VE: Tensor, gradient_VC: Tensor, hidden_CE: Tensor, beta: int) -> None:
+    """Stand for `grpo.policy.head.add_product`, which only CUDA has: factors in bfloat16, and a sum in float32.
+
+    With beta = 0 the sum is not read.
+    """
+    product_VE = gradient_VC.float() @ hidden_CE.float()
+    sum_VE.copy_(product_VE + sum_VE if beta else product_VE)

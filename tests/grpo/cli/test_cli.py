@@ -43,6 +43,9 @@ SETTINGS = {
     "cluster": {"device": "cpu"},
 }
 
+# With heads that vLLM has on a CPU.
+SAMPLED = TINY.model_copy(update={"hidden_size": 32, "heads": 1, "key_value_heads": 1})
+
 
 def invoke(*arguments: object) -> Result:
     # Wide enough that no line is broken.
@@ -51,7 +54,7 @@ def invoke(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_policy(tmp_path_factory.mktemp("policy"))
+    return make_tiny_policy(tmp_path_factory.mktemp("policy"), SAMPLED)
 
 
 @pytest.fixture
@@ -259,7 +262,7 @@ def test_check_warns_of_characters_that_the_policy_cannot_read(config: Path) -> 
 
 def test_check_shows_a_long_prompt_whole_if_it_is_asked_to(config: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "1" * 2500 + "+7", "answer": "1"}, {"prompt": "2", "answer": "2"}]
-    big = make_tiny_policy(tmp_path / "long", TINY.model_copy(update={"max_position": 4000}))
+    big = make_tiny_policy(tmp_path / "long", SAMPLED.model_copy(update={"max_position": 4000}))
     fitting = (f"policy.path={big}", "rollout.max_prompt_tokens=3000", "learner.microbatch_tokens=4000")
     assert "and 502 more characters; --full prints them" in check_rows_of(config, rows, *fitting).stdout
     assert "1+7" in check_rows_of(config, rows, *fitting, "--full").stdout.replace("\n", "").replace(" ", "")
@@ -306,6 +309,7 @@ def test_check_of_a_cold_start_needs_no_policy(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "5 rows over 1 rank(s)" in " ".join(result.stdout.split())
     assert "9 rows; those that are too long are known when the policy is made" in result.stdout
+    assert "policy.new has heads of size 4 (hidden_size / heads)" in result.stdout
     (row, *_) = demonstrations(count=9)
     lines = [line.strip() for line in result.stdout.splitlines()]
     begin = lines.index("first training row, as the policy reads it")
@@ -592,6 +596,15 @@ def test_check_refuses_what_does_not_fit_this_machine(config: Path, monkeypatch:
     memory(GIB, 64 * GIB)
     result = invoke("check", config)
     assert result.exit_code == 0 and "and 1.0 GiB are free" in result.stdout
+
+
+def test_check_refuses_heads_that_the_engine_does_not_have_on_a_cpu(config: Path, tmp_path: Path) -> None:
+    small = f"policy.path={make_tiny_policy(tmp_path / 'small')}"
+    result = invoke("check", config, small)
+    assert result.exit_code == 2 and "has heads of size 4" in result.stderr
+    assert "has only the sizes 32, 64," in result.stderr and "policy.new.hidden_size" in result.stderr
+    # On a GPU other kernels decide.
+    assert "heads of size" not in invoke("check", config, small, "cluster.device=gpu").stderr
 
 
 def test_check_of_a_policy_that_is_not_there_names_the_remedy(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from grpo.algorithm.minibatches import TrainBatch, batch
 from grpo.algorithm.packing import TrainingSequence
 from grpo.config import Dtype, LearnerConfig
-from grpo.learner.deepspeed_setup import attention_layout
+from grpo.learner import kernels
 from grpo.learner.device import prepare_device
 from grpo.learner.setup import LearnerSetup
 from grpo.policy.attention import PACKED
@@ -71,7 +71,7 @@ def a_step() -> TrainBatch:
 def shapes_of(setup: LearnerSetup) -> AttentionShapes:
     """Run the policy's forward passes of a step on the meta device, in the layout of `setup`."""
     model = AutoModelForCausalLM.from_config(SHAPE, dtype=DTYPES[setup.dtype], attn_implementation=PACKED)
-    policy = PolicyLogprobs(model, None, attention_layout(setup)).to(META)
+    policy = PolicyLogprobs(model, None, kernels.choose_kernels(setup).layout).to(META)
     (part,) = a_step().ranks
     assert len(part.microbatches) > 3
     with AttentionShapes() as shapes, torch.no_grad():
@@ -82,8 +82,14 @@ def shapes_of(setup: LearnerSetup) -> AttentionShapes:
 
 def on_a_gpu(attention: str, dtype: Dtype) -> LearnerSetup:
     (setup,) = learner_setups("somewhere", dtype=dtype)
-    learner = setup.learner.model_copy(update={"attention": attention})
+    learner = setup.learner.model_copy(update={"attention": attention, "kernels": "eager"})
     return dataclasses.replace(setup, learner=learner, device="cuda")
+
+
+@pytest.fixture(autouse=True)
+def an_older_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention 3 and 4 do not run on it."""
+    monkeypatch.setattr(kernels, "gpu_capability", lambda: 8)
 
 
 @pytest.fixture
@@ -150,4 +156,6 @@ def test_the_ways_are_all_that_the_config_allows() -> None:
         ("sdpa", "float32"),
         ("sdpa", "bfloat16"),
         ("varlen", "bfloat16"),
+        ("fa3", "bfloat16"),
+        ("fa4", "bfloat16"),
     }

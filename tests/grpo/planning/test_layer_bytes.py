@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from tiny_policy import qwen3_shape
-from torch import nn
+from torch import Tensor, nn
 from transformers import DeepseekV3Config, FalconConfig, Qwen2Config, Qwen3Config
 
 from grpo.config import LearnerConfig, LoraConfig, PolicyConfig, TrainConfig
@@ -19,7 +19,8 @@ from grpo.planning.layer_sizes import LayerBytes, plain_layer
 from grpo.planning.memory import GIB, _head, add_memory, learner_memory
 from grpo.planning.plan_tables import new_table
 from grpo.planning.policy_shape import PolicyShape, planned_shape, shape_of
-from grpo.policy.flops import LOGIT_BYTES
+from grpo.policy.flops import FUSED_LOGIT_BYTES, LOGIT_BYTES
+from grpo.policy.fused_head import FusedHead
 from grpo.policy.head import Entropy, LogprobHead
 from grpo.policy.plain import PlainConfig
 
@@ -77,7 +78,8 @@ def test_a_share_of_the_layers_lies_between(folders: dict[str, Path]) -> None:
     shape, _ = planned(folders["1.7B"])
     layer = (shape.layer.kept - shape.layer.input) / GIB
     assert needed[1] - needed[2] == pytest.approx(7 * layer)
-    assert needed[0] - needed[1] == pytest.approx(7 * layer, rel=0.1) and needed[2] > needed[3]
+    # Without recomputation the fullest moment is another: the backward pass of the output head.
+    assert needed[0] - needed[1] == pytest.approx(7 * layer, rel=0.15) and needed[2] > needed[3]
 
 
 def test_a_layer_is_measured_with_few_operators(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,14 +145,27 @@ def test_the_formula_for_a_cpu_is_the_measured_layer(family: type, dtype: str) -
     assert formula.backward == pytest.approx(measured.backward, rel=0.3)
 
 
+def _statistics_on_meta(logits_CV: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """A compiled function makes its results and nothing else."""
+    one_C = logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
+    return one_C, torch.empty_like(one_C), torch.empty_like(one_C)
+
+
+FUSED = FusedHead(_statistics_on_meta, lambda *_: None)
+
+
+@pytest.mark.parametrize("fused", [None, FUSED], ids=["eager", "fused"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("chunks", "entropy", "frozen"), [(1, "value", False), (5, "value", False),
                                                             (5, "gradient", False), (5, "value", True)])  # fmt: skip
-def test_the_head_needs_what_the_plan_says(dtype: str, chunks: int, entropy: Entropy, frozen: bool) -> None:
+def test_the_head_needs_what_the_plan_says(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, chunks: int, entropy: Entropy, frozen: bool, fused: FusedHead | None
+) -> None:
+    monkeypatch.setattr("grpo.policy.head.add_product", lambda *_: None)
     hidden, vocabulary, size = 2048, 151_936, {"float32": 4, "bfloat16": 2}[dtype]
-    tokens = chunks * (LOGIT_BYTES // (4 * vocabulary))
+    tokens = chunks * (LOGIT_BYTES // (4 * vocabulary) if fused is None else FUSED_LOGIT_BYTES // (size * vocabulary))
     with torch.device("meta"):
-        head = LogprobHead(nn.Linear(hidden, vocabulary, bias=False, dtype=getattr(torch, dtype)))
+        head = LogprobHead(nn.Linear(hidden, vocabulary, bias=False, dtype=getattr(torch, dtype)), fused)
         hidden_TE = torch.empty(tokens, hidden, dtype=getattr(torch, dtype), requires_grad=True)
         targets_T = torch.empty(tokens, dtype=torch.int64)
     head.requires_grad_(not frozen)
@@ -159,7 +174,8 @@ def test_the_head_needs_what_the_plan_says(dtype: str, chunks: int, entropy: Ent
         logprobs_T, entropy_T = head(hidden_TE, targets_T, 1.0, entropy)
         (logprobs_T + entropy_T).sum().backward()
     shape = PolicyShape(0, 0, 0, vocabulary, hidden, 1, True, LayerBytes(0, 0, 0, 0, 0))
-    by_plan = sum(_head(shape, size, frozen, tokens, entropy == "gradient")) + size * hidden * tokens
+    by_plan = sum(_head(shape, size, frozen, tokens, entropy == "gradient", fused is not None))
+    by_plan += size * hidden * tokens
     assert by_plan == pytest.approx(live.peak, rel=0.05 if not frozen else 0.25)
 
 

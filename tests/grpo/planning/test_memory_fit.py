@@ -229,6 +229,20 @@ def test_training_starts_nothing_that_does_not_fit(
     assert "learner.offload=optimizer" in ended.output and not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("small_gpu")
+def test_profiling_starts_nothing_that_does_not_fit(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the run began")
+
+    monkeypatch.setattr("grpo.planning.profile.train", never)
+    config, folder = str(ROOT / "configs" / "gsm8k.yaml"), f"run.folder={tmp_path / 'run'}"
+    ended = CliRunner().invoke(app, ["profile", config, f"policy.path={folders['1.7B']}", folder])
+    assert ended.exit_code == 2 and "does not fit the memory of this machine" in ended.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_fine_tuning_starts_nothing_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("the job began")
