@@ -26,6 +26,7 @@ from grpo.algorithm.choices import load_on_rank
 from grpo.algorithm.minibatches import RankBatch
 from grpo.algorithm.objective import Terms, policy_terms, supervised_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
+from grpo.algorithm.preference_loss import PAIR_SUMS, preference_metrics, preference_terms
 from grpo.algorithm.rescoring import Source
 from grpo.algorithm.totals import Totals
 from grpo.learner.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups
@@ -138,7 +139,8 @@ class LearnerRank:
         rate = learning_rate(self._setup.learner, self._counts.optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        totals = Totals(self._device)
+        preference = self._setup.preference
+        totals = Totals(self._device, PAIR_SUMS, 0) if preference else Totals(self._device)
         last = len(batch.microbatches) - 1
         with self._reduction(len(batch.microbatches)):
             for index, microbatch in enumerate(batch.microbatches):
@@ -163,7 +165,10 @@ class LearnerRank:
         totals.added, summed = self._over_ranks("SUM", totals.added, summed)
         totals.largest, largest = self._over_ranks("MAX", totals.largest, largest)
         speed = self._meter.metrics(summed, largest, self._setup.world_size)
-        metrics = totals.metrics(batch.denominator, self._setup.algorithm) | speed
+        if preference:
+            metrics = preference_metrics(totals.sums(), batch.denominator) | speed
+        else:
+            metrics = totals.metrics(batch.denominator, self._setup.algorithm) | speed
         norm = float(self._engine.get_global_grad_norm())
         metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped_steps": 0.0}
         figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "gradient_norm", "compute_s"))
@@ -192,7 +197,9 @@ class LearnerRank:
         return contextlib.nullcontext()
 
     def _terms(self, batch: Microbatch) -> Terms:
-        algorithm = self._setup.algorithm
+        algorithm, preference = self._setup.algorithm, self._setup.preference
+        if preference:
+            return preference_terms(preference, batch, self._engine(batch, self._setup.temperature)[0])
         if algorithm is None:
             return supervised_terms(batch, *self._engine(batch, self._setup.temperature, "value"))
         reference_T = self._reference_logprobs(batch) if algorithm.kl_in_loss else None
