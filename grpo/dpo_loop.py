@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from grpo.algorithm.comparisons import Comparison, ReferenceLogps, pack_comparisons, preference_batch
+from grpo.algorithm.comparisons import AnswerComparison, ReferenceLogps, pack_comparisons, preference_batch
 from grpo.algorithm.preference_loss import PAIR_SUMS, pair_sums, preference_metrics
 from grpo.algorithm.rescoring import pack_for_scoring, unpack
 from grpo.cluster.learner_group import LearnerGroup
@@ -116,7 +116,7 @@ class PreferenceLessons:
         self._warn_of_fall(step, metrics, references)
         return metrics, sum(len(answer.token_ids) for each in comparisons for answer in each.answers)
 
-    def _scores(self, learner: LearnerGroup, comparisons: Sequence[Comparison]) -> list[ReferenceLogps]:
+    def _scores(self, learner: LearnerGroup, comparisons: Sequence[AnswerComparison]) -> list[ReferenceLogps]:
         """Return the log-probability of each answer under the present policy."""
         answers = [answer for each in comparisons for answer in each.answers]
         sums: list[float] = []

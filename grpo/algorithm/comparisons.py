@@ -21,7 +21,7 @@ else:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class AnswerComparison:
     """Answers to the same prompt, the best first.
 
     Attributes:
@@ -34,7 +34,7 @@ class Comparison:
     margin: float = 0.0
 
     @classmethod
-    def of(cls, prompt: Sequence[int], answers: Sequence[Sequence[int]], margin: float = 0.0) -> Comparison:
+    def of(cls, prompt: Sequence[int], answers: Sequence[Sequence[int]], margin: float = 0.0) -> AnswerComparison:
         """Make a comparison of token ids: a prompt and its answers, the best first, each with its end token."""
         sequences = [
             TrainingSequence(
@@ -60,7 +60,7 @@ class Comparison:
 ReferenceLogps = tuple[float, ...]
 
 
-def pack_comparisons(comparisons: Sequence[Comparison], references: Sequence[ReferenceLogps]) -> Microbatch:
+def pack_comparisons(comparisons: Sequence[AnswerComparison], references: Sequence[ReferenceLogps]) -> Microbatch:
     """Pack whole comparisons into a microbatch. Each pair has the weight 1 / (number of pairs of its comparison)."""
     places, weights, margins, first = [], [], [], 0
     for comparison in comparisons:
@@ -90,7 +90,7 @@ def _with_pairs(
 
 
 def preference_batch(
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[AnswerComparison],
     references: Sequence[ReferenceLogps],
     *,
     ranks: int,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from grpo import config
-from grpo.algorithm.comparisons import Comparison
+from grpo.algorithm.comparisons import AnswerComparison
 from grpo.data.bad_rows import BadRows
 from grpo.data.cells import BadRow, cell
 from grpo.data.chat import (
@@ -58,8 +58,8 @@ class PreferenceSet:
         left_out: number of bad rows that are left out, for each kind of problem (`data.on_bad_row=drop`).
     """
 
-    training: tuple[Comparison, ...]
-    held_out: tuple[Comparison, ...] = ()
+    training: tuple[AnswerComparison, ...]
+    held_out: tuple[AnswerComparison, ...] = ()
     dropped: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -189,14 +189,14 @@ def load_preferences(
     texts = render(source, tokenizer, [each.messages for each in ranked])
     prompts = tokenize(tokenizer, texts, special=not uses_chat_template(source, tokenizer))
     answers = iter(tokenize(tokenizer, [text for each in ranked for text in each.answers], special=False))
-    fitting: list[tuple[str, Comparison]] = []
+    fitting: list[tuple[str, AnswerComparison]] = []
     shortest = None
     for each, text, prompt in zip(ranked, texts, prompts, strict=True):
         ids = [(*next(answers), tokenizer.eos_token_id) for _ in each.answers]
         longest = len(prompt) + max(map(len, ids))
         shortest = longest if shortest is None else min(shortest, longest)
         if prompt and longest <= max_tokens:
-            fitting.append((text, Comparison.of(prompt, ids, each.margin)))
+            fitting.append((text, AnswerComparison.of(prompt, ids, each.margin)))
     if not fitting:
         raise ValueError(
             f"none of the {len(ranked)} rows fits dpo.max_tokens={max_tokens}; the shortest needs {shortest} tokens"
@@ -211,7 +211,7 @@ def load_preferences(
     )
 
 
-def _refuse_long_rankings(comparisons: list[Comparison], microbatch_tokens: int) -> None:
+def _refuse_long_rankings(comparisons: list[AnswerComparison], microbatch_tokens: int) -> None:
     longest = max(comparisons, key=lambda each: each.computed_tokens)
     if longest.computed_tokens > microbatch_tokens:
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.padding import Padding
 
-from grpo.algorithm.comparisons import Comparison
+from grpo.algorithm.comparisons import AnswerComparison
 from grpo.algorithm.packing import TrainingSequence
 from grpo.data.supervised import SupervisedTurn
 from grpo.terminal import literal
@@ -69,7 +69,7 @@ def show_first_row(row: TrainingSequence, tokenizer: PreTrainedTokenizerBase, co
 
 
 def show_first_comparison(
-    comparison: Comparison, tokenizer: PreTrainedTokenizerBase, console: Console, *, full: bool
+    comparison: AnswerComparison, tokenizer: PreTrainedTokenizerBase, console: Console, *, full: bool
 ) -> None:
     """Print a comparison: what the policy reads, each line after a bar, and its answers, each line after `>`.
 

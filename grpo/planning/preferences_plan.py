@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grpo import config
-from grpo.algorithm.comparisons import Comparison
+from grpo.algorithm.comparisons import AnswerComparison
 from grpo.data.bad_rows import lines_of
 from grpo.data.preferences import PreferenceSet, load_preferences
 from grpo.planning.first_prompt import show_first_comparison
@@ -80,7 +80,7 @@ def _loss_table(dpo: config.DpoScheduleConfig) -> Table:
     return table
 
 
-def _warnings(comparisons: Sequence[Comparison]) -> list[str]:
+def _warnings(comparisons: Sequence[AnswerComparison]) -> list[str]:
     lengths = [[len(answer.token_ids) for answer in each.answers] for each in comparisons]
     pairs = [
         (row[better], row[worse])

@@ -15,7 +15,7 @@ import torch
 from tiny_policy import tiny_logprobs
 from torch import Tensor
 
-from grpo.algorithm.comparisons import Comparison, ReferenceLogps, pack_comparisons, preference_batch
+from grpo.algorithm.comparisons import AnswerComparison, ReferenceLogps, pack_comparisons, preference_batch
 from grpo.algorithm.preference_loss import (
     PAIR_SUMS,
     ipo_loss,
@@ -62,9 +62,9 @@ LENGTHS = ((2, 1, 3), (1, 2))
 REFERENCES: list[ReferenceLogps] = [(-3.0, -1.0, -6.5), (-2.0, -2.5)]
 
 
-def comparisons(margin: float = 0.0) -> list[Comparison]:
+def comparisons(margin: float = 0.0) -> list[AnswerComparison]:
     return [
-        Comparison.of((3, 4 + number), [tuple(range(5, 5 + length)) for length in lengths], margin)
+        AnswerComparison.of((3, 4 + number), [tuple(range(5, 5 + length)) for length in lengths], margin)
         for number, lengths in enumerate(LENGTHS)
     ]
 
@@ -132,7 +132,7 @@ def trl_branches(text: str) -> dict[str, str]:
 def test_losses_are_those_of_trl(name: str) -> None:
     statements = trl_branches(trl_trainer())[name]
     generator = torch.Generator().manual_seed(3)
-    pairs = [Comparison.of((3, 4), [range(5, 5 + a), range(5, 5 + b)]) for a, b in ((2, 2), (2, 4))]
+    pairs = [AnswerComparison.of((3, 4), [range(5, 5 + a), range(5, 5 + b)]) for a, b in ((2, 2), (2, 4))]
     references = [(-3.0, -1.0), (-2.0, -2.5)]
     batch = pack_comparisons(pairs, references)
     rows = [-2 * torch.rand(length, generator=generator) for length in batch.lengths_S.tolist()]
@@ -179,14 +179,16 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> PolicyLogprobs:
     return tiny_logprobs(tmp_path_factory.mktemp("policy"))
 
 
-def random_comparisons(count: int) -> tuple[list[Comparison], list[ReferenceLogps]]:
+def random_comparisons(count: int) -> tuple[list[AnswerComparison], list[ReferenceLogps]]:
     generator = random.Random(5)
 
     def ids(length: int) -> tuple[int, ...]:
         return tuple(generator.randrange(3, 20) for _ in range(length))
 
     made = [
-        Comparison.of(ids(generator.randint(2, 5)), [ids(generator.randint(1, 9)) for _ in range(2 + number % 2)], 0.1)
+        AnswerComparison.of(
+            ids(generator.randint(2, 5)), [ids(generator.randint(1, 9)) for _ in range(2 + number % 2)], 0.1
+        )
         for number in range(count)
     ]
     return made, [tuple(generator.uniform(-30, -5) for _ in each.answers) for each in made]

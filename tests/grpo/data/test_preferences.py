@@ -10,7 +10,7 @@ import pytest
 from tiny_policy import make_tiny_policy
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from grpo.algorithm.comparisons import Comparison
+from grpo.algorithm.comparisons import AnswerComparison
 from grpo.config import NewPolicyConfig, TrainingRowsConfig
 from grpo.data import arithmetic
 from grpo.data.preferences import PreferenceSet, load_preferences, ranked_answers
@@ -51,7 +51,7 @@ def loaded(
     return load_preferences(where, tokenizer, max_tokens=most, microbatch_tokens=micro)
 
 
-def texts(comparison: Comparison, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def texts(comparison: AnswerComparison, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The prompt, then the answers with their end tokens."""
     length = comparison.answers[0].prompt_length
     parts = [comparison.answers[0].token_ids[:length], *(each.token_ids[length:] for each in comparison.answers)]
