@@ -125,10 +125,10 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
 def dpo(config: DpoConfig, *, show: bool = False) -> StoredRun:
     """Train a policy on preferences: pairs or rankings of answers (docs/preferences.md).
 
-    >>> config = grpo.load_config("configs/dpo_quickstart.yaml", "dpo.steps=2", "data.options.count=200")
+    >>> config = grpo.load_config("configs/dpo_quickstart.yaml", "dpo.steps=2", "data.validation=50")
     >>> run = grpo.dpo(config)
-    >>> run.metrics.curve("rewards/margins").steps
-    (1, 2)
+    >>> run.metrics.last_step()
+    2
 
     Args:
         config: configuration from `load_config`.
