@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from grpo.algorithm.objective import Terms
 from grpo.algorithm.packing import Microbatch
+from grpo.algorithm.totals import Totals
 from grpo.algorithm.transfer import on_device
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.fine_tuning.schedules import DpoScheduleConfig
 from grpo.deferred import deferred
 
@@ -124,6 +126,18 @@ def preference_terms(settings: DpoScheduleConfig, batch: Microbatch, logprobs_T:
     logps_S = logprobs_T.new_zeros(count).index_add(0, index_T, logprobs_T)
     loss_sum, sums = pair_sums(settings, batch, logps_S, -(logprobs_T * batch.weights_T).sum())
     return Terms(loss_sum, sums, sums.new_zeros(1), sums.new_zeros(0))
+
+
+class PairTotals(Totals):
+    """Sums over microbatches of pairs."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Start at zero, on the device of the terms."""
+        super().__init__(device, PAIR_SUMS, bins=0)
+
+    def metrics(self, denominator: float, algorithm: AlgorithmConfig | None = None) -> dict[str, float]:
+        """Return `preference_metrics` of the sums. Pairs have no `algorithm`."""
+        return preference_metrics(self.sums(), denominator)
 
 
 def preference_metrics(sums: Mapping[str, float], denominator: float) -> dict[str, float]:

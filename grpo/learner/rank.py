@@ -26,7 +26,7 @@ from grpo.algorithm.choices import load_on_rank
 from grpo.algorithm.minibatches import RankBatch
 from grpo.algorithm.objective import Terms, policy_terms, supervised_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
-from grpo.algorithm.preference_loss import PAIR_SUMS, preference_metrics, preference_terms
+from grpo.algorithm.preference_loss import PairTotals, preference_terms
 from grpo.algorithm.rescoring import Source
 from grpo.algorithm.totals import Totals
 from grpo.learner.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups
@@ -139,8 +139,7 @@ class LearnerRank:
         rate = learning_rate(self._setup.learner, self._counts.optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        preference = self._setup.preference
-        totals = Totals(self._device, PAIR_SUMS, 0) if preference else Totals(self._device)
+        totals = PairTotals(self._device) if self._setup.preference else Totals(self._device)
         last = len(batch.microbatches) - 1
         with self._reduction(len(batch.microbatches)):
             for index, microbatch in enumerate(batch.microbatches):
@@ -165,10 +164,7 @@ class LearnerRank:
         totals.added, summed = self._over_ranks("SUM", totals.added, summed)
         totals.largest, largest = self._over_ranks("MAX", totals.largest, largest)
         speed = self._meter.metrics(summed, largest, self._setup.world_size)
-        if preference:
-            metrics = preference_metrics(totals.sums(), batch.denominator) | speed
-        else:
-            metrics = totals.metrics(batch.denominator, self._setup.algorithm) | speed
+        metrics = totals.metrics(batch.denominator, self._setup.algorithm) | speed
         norm = float(self._engine.get_global_grad_norm())
         metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped_steps": 0.0}
         figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "gradient_norm", "compute_s"))

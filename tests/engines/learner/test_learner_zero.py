@@ -8,8 +8,7 @@ from ranks_without_ray import Case, Outcome, run_cases, small_comparisons, small
 from setups_for_tests import without_speed
 from transformers import AutoConfig
 
-from grpo.algorithm.preference_loss import PAIR_SUMS, preference_metrics, preference_terms
-from grpo.algorithm.totals import Totals
+from grpo.algorithm.preference_loss import PairTotals, preference_terms
 from grpo.config import DpoScheduleConfig, LoraConfig
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.policy.flops import PolicyFlops
@@ -84,13 +83,13 @@ def test_every_choice_takes_the_same_steps(outcomes: dict[str, Outcome], name: s
 def test_preferences_take_the_same_steps_on_any_stage_and_split(outcomes: dict[str, Outcome], tied_policy: str) -> None:
     whole = small_comparisons(0, 1)
     policy = PolicyLogprobs(load_model(tied_policy, "float32"))
-    totals = Totals(names=PAIR_SUMS, bins=0)
+    totals = PairTotals()
     for microbatch in whole.ranks[0].microbatches:
         terms = preference_terms(DPO, microbatch, policy(microbatch, 1.0)[0])
         (terms.loss_sum / whole.ranks[0].denominator).backward()  # type: ignore[no-untyped-call]
         totals.add(terms)
     totals.read()
-    first = preference_metrics(totals.sums(), whole.ranks[0].denominator)
+    first = totals.metrics(whole.ranks[0].denominator)
     first["gradient_norm"] = float(
         torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
     )

@@ -17,13 +17,11 @@ from torch import Tensor
 
 from grpo.algorithm.comparisons import AnswerComparison, ReferenceLogps, pack_comparisons, preference_batch
 from grpo.algorithm.preference_loss import (
-    PAIR_SUMS,
+    PairTotals,
     ipo_loss,
-    preference_metrics,
     preference_terms,
     sigmoid_loss,
 )
-from grpo.algorithm.totals import Totals
 from grpo.config import DpoScheduleConfig
 
 if TYPE_CHECKING:
@@ -80,10 +78,10 @@ def test_terms_and_metrics_by_hand() -> None:
     nll = 2.5 / 2 + 0.5
     loss = ranked - log_sigmoid(1.5) + 0.2 * nll
     assert float(terms.loss_sum.detach()) == pytest.approx(loss, rel=1e-6)
-    totals = Totals(names=PAIR_SUMS, bins=0)
+    totals = PairTotals()
     totals.add(terms)
     totals.read()
-    found = preference_metrics(totals.sums(), 2.0)
+    found = totals.metrics(2.0)
     assert found == {
         "loss": pytest.approx(loss / 2),
         "rewards/chosen": pytest.approx(((0.25 + 0.25 - 0.5) / 3 + 0.75) / 2),
@@ -198,14 +196,14 @@ def step(policy: PolicyLogprobs, settings: DpoScheduleConfig, ranks: int, budget
     made, references = random_comparisons(7)
     cut = preference_batch(made, references, ranks=ranks, microbatch_tokens=budget)
     policy.zero_grad()
-    totals = Totals(names=PAIR_SUMS, bins=0)
+    totals = PairTotals()
     for part in cut.ranks:
         for microbatch in part.microbatches:
             terms = preference_terms(settings, microbatch, policy(microbatch, 1.0)[0])
             (terms.loss_sum / part.denominator).backward()  # type: ignore[no-untyped-call]
             totals.add(terms)
     totals.read()
-    metrics = preference_metrics(totals.sums(), cut.ranks[0].denominator)
+    metrics = totals.metrics(cut.ranks[0].denominator)
     gradients = {name: each.grad.clone() for name, each in policy.named_parameters() if each.grad is not None}
     return {name: torch.tensor(value) for name, value in metrics.items()} | gradients
 
