@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 from grpo import package_finder
 
 if TYPE_CHECKING:
-    from grpo.config import SftConfig, TrainConfig
-    from grpo.jobs import evaluate, load_config, sft, train
+    from grpo.config import DpoConfig, SftConfig, TrainConfig
+    from grpo.jobs import dpo, evaluate, load_config, sft, train
     from grpo.run.stored_run import StoredRun, read_run
     from rewards import Status, Verdict, build_verifier, correct, scored, unparseable, wrong
 
 __all__ = [
+    "DpoConfig",
     "SftConfig",
     "Status",
     "StoredRun",
@@ -32,6 +33,7 @@ __all__ = [
     "Verdict",
     "build_verifier",
     "correct",
+    "dpo",
     "evaluate",
     "load_config",
     "read_run",
@@ -48,8 +50,8 @@ package_finder.install()
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _MODULES = {
-    "grpo.config": ("SftConfig", "TrainConfig"),
-    "grpo.jobs": ("evaluate", "load_config", "sft", "train"),
+    "grpo.config": ("DpoConfig", "SftConfig", "TrainConfig"),
+    "grpo.jobs": ("dpo", "evaluate", "load_config", "sft", "train"),
     "grpo.run.stored_run": ("StoredRun", "read_run"),
     "rewards": ("Status", "Verdict", "build_verifier", "correct", "scored", "unparseable", "wrong"),
 }

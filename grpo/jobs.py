@@ -6,22 +6,23 @@ The import of the engines is slow. So a job imports them only when it starts, af
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, JobConfig, SftConfig, TrainConfig
 from grpo.config.file import load, read
 from grpo.start_up import without_collector
 from grpo.terminal import Terminal, literal
 
 if TYPE_CHECKING:
     from grpo.evaluation.metrics import TaskMetrics
+    from grpo.report.progress import Progress
     from grpo.run.stored_run import StoredRun
 
 
-def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
-    """Read and check a configuration file. A file with a section `sft` is for `sft`; any other file is for `train`.
+def load_config(path: str | Path, *overrides: str) -> JobConfig:
+    """Read and check a configuration file. A section `sft` or `dpo` names its job; any other file is for `train`.
 
     >>> config = grpo.load_config("configs/quickstart.yaml", "train.steps=80", "rollout.group_size=16")
     >>> config.train.steps, config.rollout.group_size, config.rollout.prompts_per_step
@@ -39,8 +40,10 @@ def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
     Raises:
         ValueError: the file cannot be read, or has problems; the message lists all problems with their remedies.
     """
-    if "sft" in read(Path(path)):
-        return load(SftConfig, path, overrides)
+    data = read(Path(path))
+    for job, schema in FINE_TUNING.items():
+        if job in data:
+            return load(schema, path, overrides)
     return load(TrainConfig, path, overrides)
 
 
@@ -108,25 +111,70 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
         TimeoutError: a deadline passed; the message names the operation.
     """
     _require(config, SftConfig, "sft", "train")
-    steps, title, console = config.sft.steps, f"SFT {Path(config.run.folder).name}", _terminal(show)
-    _say_loading(console, title, "reads the data and starts Ray", config.run.folder)
+    progress = _fine_tuning_display(config, _terminal(show))
     with without_collector():
-        from grpo.planning.memory_fit import refuse_what_does_not_fit
-        from grpo.report.display import SFT_FIELDS
-        from grpo.report.progress import open_progress
-        from grpo.run.folder import is_finished
         from grpo.run.recovery import with_recovery
         from grpo.run.stored_run import read_run
         from grpo.sft_loop import sft as loop
 
-    if not is_finished(config.run, steps):
-        refuse_what_does_not_fit(config)
-        with_recovery(
-            config,
-            lambda: open_progress(title, total_steps=steps, fields=SFT_FIELDS, console=console),
-            loop,
-        )
+    if _fits_and_is_open(config):
+        with_recovery(config, progress, loop)
     return read_run(config.run.folder)
+
+
+def dpo(config: DpoConfig, *, show: bool = False) -> StoredRun:
+    """Train a policy on preferences: pairs or rankings of answers (docs/preferences.md).
+
+    >>> config = grpo.load_config("configs/dpo_quickstart.yaml", "dpo.steps=2", "data.validation=50")
+    >>> run = grpo.dpo(config)
+    >>> run.metrics.last_step()
+    2
+
+    Args:
+        config: configuration from `load_config`.
+        show: True to show the phases and the metrics of each step on the terminal.
+
+    Returns:
+        The run, read from its folder; its `policy` is the trained policy.
+
+    Raises:
+        ValueError: the config does not fit the data, the policy, the folder, the memory or the cluster.
+        RuntimeError: the run cannot continue.
+        TimeoutError: a deadline passed; the message names the operation.
+    """
+    _require(config, DpoConfig, "dpo", "train")
+    progress = _fine_tuning_display(config, _terminal(show))
+    with without_collector():
+        from grpo.dpo_loop import dpo as loop
+        from grpo.run.recovery import with_recovery
+        from grpo.run.stored_run import read_run
+
+    if _fits_and_is_open(config):
+        with_recovery(config, progress, loop)
+    return read_run(config.run.folder)
+
+
+def _fine_tuning_display(config: FineTuningConfig, console: Terminal) -> Callable[[], Progress]:
+    """Print the first line of a fine-tuning; return the function that opens its display."""
+    title = f"{config.job.upper()} {Path(config.run.folder).name}"
+    _say_loading(console, title, "reads the data and starts Ray", config.run.folder)
+    with without_collector():
+        from grpo.report.display import FINE_TUNING_FIELDS
+        from grpo.report.progress import open_progress
+    return lambda: open_progress(
+        title, total_steps=config.schedule.steps, fields=FINE_TUNING_FIELDS[config.job], console=console
+    )
+
+
+def _fits_and_is_open(config: FineTuningConfig) -> bool:
+    """Return whether the job has steps to do; refuse it if it does not fit the memory."""
+    from grpo.planning.memory_fit import refuse_what_does_not_fit
+    from grpo.run.folder import is_finished
+
+    if is_finished(config.run, config.schedule.steps):
+        return False
+    refuse_what_does_not_fit(config)
+    return True
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from grpo import files
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import FINE_TUNING, JobConfig, TrainConfig
 from grpo.config.file import load
 from grpo.package_finder import python_command
 from grpo.report import run_files
@@ -65,10 +65,10 @@ def say(text: str) -> None:
 def main(arguments: list[str]) -> int:
     """Return the exit status. After a failure that another attempt cannot mend, Ray ends this process."""
     command, config = arguments
-    settings: TrainConfig | SftConfig | None = None
+    settings: JobConfig | None = None
     before, folder = "", Path()
     try:
-        settings = load(SftConfig, config) if command == "sft" else load(TrainConfig, config)
+        settings = load(FINE_TUNING[command], config) if command in FINE_TUNING else load(TrainConfig, config)
         folder = Path(settings.run.folder)
         before = newest_checkpoint(folder)
     except ValueError:

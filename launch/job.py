@@ -10,7 +10,7 @@ from shlex import quote
 from typing import Literal
 
 from grpo.cluster.claim import plan_of
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import FineTuningConfig, JobConfig
 from grpo.config.file import dump
 from grpo.config.launch import LaunchConfig, NodesConfig, SecretConfig
 from launch.paths import (
@@ -34,13 +34,13 @@ class LaunchJob:
         working_folder: the folder that relative paths of the configuration start from, absolute.
     """
 
-    settings: TrainConfig | SftConfig
+    settings: JobConfig
     working_folder: Path
 
     @property
     def command(self) -> str:
         """The command of `grpo` that runs the job."""
-        return "sft" if isinstance(self.settings, SftConfig) else "train"
+        return self.settings.job if isinstance(self.settings, FineTuningConfig) else "train"
 
     @property
     def folder(self) -> Path:
@@ -107,8 +107,8 @@ def capacity_problems(job: LaunchJob) -> list[str]:
     placed: list[tuple[str, NodesConfig, list[tuple[str, int, int, int]]]]
     if launch.generators is None:
         placed = [("launch", launch, [learner, replicas])]
-    elif isinstance(settings, SftConfig):
-        return ["launch.generators asks for nodes that supervised fine-tuning would leave idle; leave it out"]
+    elif isinstance(settings, FineTuningConfig):
+        return [f"launch.generators asks for nodes that `grpo {settings.job}` would leave idle; leave it out"]
     elif plan.share_gpus:
         return ["cluster.share_gpus puts learner and generators on one GPU, launch.generators on other nodes; keep one"]
     else:

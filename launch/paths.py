@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import JobConfig
 from grpo.config.inputs import DatasetConfig, PolicyConfig
 
 Kind = Literal["folder", "data", "policy", "code", "module", "option"]
@@ -53,7 +53,7 @@ class _Place:
     path: NamedPath
 
 
-def named_paths(settings: TrainConfig | SftConfig, folder: Path) -> list[NamedPath]:
+def named_paths(settings: JobConfig, folder: Path) -> list[NamedPath]:
     """Return all paths of a configuration.
 
     Args:
@@ -63,7 +63,7 @@ def named_paths(settings: TrainConfig | SftConfig, folder: Path) -> list[NamedPa
     return [place.path for place in _places(settings, settings.model_dump(mode="json"), folder)]
 
 
-def with_absolute_paths(settings: TrainConfig | SftConfig, folder: Path) -> TrainConfig | SftConfig:
+def with_absolute_paths(settings: JobConfig, folder: Path) -> JobConfig:
     """Return the configuration with absolute paths. Modules and options stay as they are.
 
     Args:

@@ -19,7 +19,8 @@ ORDER = (
     {"grpo"},  # grpo/__init__.py: the face
     {"jobs"},
     {"planning"},
-    {"train_loop", "sft_loop", "evaluation"},
+    {"train_loop", "sft_loop", "dpo_loop", "evaluation"},
+    {"fine_tuning"},
     {"run", "launch"},
     {"cluster"},
     {"generator", "learner"},
@@ -40,9 +41,11 @@ ENGINES = {"ray", "vllm", "deepspeed"}
 # What drives the engines when it is imported. Everything else imports on a machine that has none of them.
 DRIVERS = {
     "cluster",
+    "dpo_loop",
     "evaluation.engine_sampler",
     "evaluation.evaluate",
     "evaluation.jobs",
+    "fine_tuning",
     "generator.cpu_norm",
     "generator.cpu_sampler",
     "generator.cpu_slots",

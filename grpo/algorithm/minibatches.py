@@ -158,15 +158,32 @@ def batch(
     """Pack sequences and distribute them evenly over all ranks. Each rank gets the same number of microbatches."""
     shares = deal_out(sequences, ranks, microbatch_tokens)
     empty = filler(min(sequences, key=lambda sequence: sequence.prompt_length))
-    parts = tuple(
-        RankBatch(
-            tuple(pack([sequences[index] for index in chosen] or [empty]) for chosen in microbatches), denominator
-        )
-        for microbatches in shares
-    )
+    microbatches = [
+        [pack([sequences[index] for index in chosen] or [empty]) for chosen in microbatches] for microbatches in shares
+    ]
+    trained = [sequence for sequence in sequences if sequence.trained_tokens]
+    return train_batch(microbatches, sequences, trained, denominator=denominator)
+
+
+def train_batch(
+    microbatches: Sequence[Sequence[Microbatch]],
+    sequences: Sequence[TrainingSequence],
+    trained: Sequence[TrainingSequence],
+    *,
+    denominator: float,
+) -> TrainBatch:
+    """Make the batch of an optimizer step.
+
+    Args:
+        microbatches: packed microbatches of each rank.
+        sequences: sequences in the microbatches.
+        trained: the sequences among them that carry loss.
+        denominator: denominator of the loss of the whole batch.
+    """
+    parts = tuple(RankBatch(tuple(each), denominator) for each in microbatches)
     total = sum(len(sequence.token_ids) for sequence in sequences)
     packed = [microbatch for part in parts for microbatch in part.microbatches]
-    real = sum(len(sequence.token_ids) - 1 for sequence in sequences if sequence.trained_tokens)
+    real = sum(len(sequence.token_ids) - 1 for sequence in trained)
     return TrainBatch(
         parts,
         padding_share=1.0 - real / sum(_attended(microbatch) for microbatch in packed),

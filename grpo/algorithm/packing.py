@@ -144,6 +144,11 @@ class Microbatch:
         advantages_T: float32, advantage of the token.
         proximal_logprobs_T: float32, log-probability of the token under the learner at the start of the step; None if
             the ratio is relative to the sampler.
+        pairs_P2: int64, for each pair of answers the numbers of its better and its worse sequence; None if the
+            objective compares no sequences, as are the next three (`grpo.algorithm.comparisons`).
+        pair_weights_P: float32, weight of the pair in the loss.
+        pair_margins_P: float32, how much higher the implicit reward of the better sequence must be.
+        reference_S: float32, log-probability of each sequence under the reference.
         host_source_T: `source_T` on the CPU, after `to` has moved `source_T` to another device.
     """
 
@@ -157,6 +162,10 @@ class Microbatch:
     old_logprobs_T: Tensor
     advantages_T: Tensor
     proximal_logprobs_T: Tensor | None = None
+    pairs_P2: Tensor | None = None
+    pair_weights_P: Tensor | None = None
+    pair_margins_P: Tensor | None = None
+    reference_S: Tensor | None = None
     host_source_T: Tensor | None = None
 
     def to(self, device: torch.device) -> Microbatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +20,18 @@ class Totals:
     The sums stay on the device of the terms, so that the host does not wait for each microbatch. `read` moves them.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(
+        self, device: torch.device | None = None, names: Sequence[str] = SUMS, bins: int = LOG_RATIO_BINS
+    ) -> None:
         """Start at zero.
 
         Args:
             device: device of the terms; by default the CPU.
+            names: names of the sums of the terms.
+            bins: number of bins of the terms' log-ratios; 0 if the objective has no ratio.
         """
-        self.added = torch.zeros(len(SUMS) + LOG_RATIO_BINS, dtype=torch.float64, device=device)
+        self._names = names
+        self.added = torch.zeros(len(names) + bins, dtype=torch.float64, device=device)
         self.largest = torch.zeros(1, dtype=torch.float64, device=device)
 
     def add(self, terms: Terms) -> None:
@@ -38,12 +44,16 @@ class Totals:
         whole = torch.cat([self.added, self.largest]).cpu()
         self.added, self.largest = torch.split(whole, [len(self.added), 1])
 
+    def sums(self) -> dict[str, float]:
+        """Return the sums by their names, after `read`."""
+        return dict(zip(self._names, self.added[: len(self._names)].tolist(), strict=True))
+
     def metrics(self, denominator: float, algorithm: AlgorithmConfig | None) -> dict[str, float]:
         """Return the loss divided by `denominator`, and the means of the other terms over the computed tokens.
 
         Terms that are off in the configuration have no metrics.
         """
-        totals = dict(zip(SUMS, self.added[: len(SUMS)].tolist(), strict=True))
+        totals = self.sums()
         metrics = {"loss": totals.pop("loss") / denominator}
         tokens = totals.pop("tokens")
         # If the step has only filler, there are no tokens, so the other metrics do not exist.

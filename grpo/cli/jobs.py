@@ -10,7 +10,7 @@ import typer
 from grpo import jobs
 from grpo.cli.guarded import guarded
 from grpo.cli.options import ConfigPath, Debug, LogLevelOption, Overrides, with_log_level
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import DpoConfig, SftConfig, TrainConfig
 from grpo.config.file import load
 from grpo.terminal import Terminal, literal
 
@@ -48,6 +48,23 @@ def sft(
     guarded(job, debug)
 
 
+def dpo(
+    config: ConfigPath, overrides: Overrides = None, log_level: LogLevelOption = None, debug: Debug = False
+) -> None:
+    """Train a policy on preferences: pairs or rankings of answers (DPO, IPO, conservative DPO).
+
+    The run folder's `policy/` gets the policy, in Hugging Face format. If a process or node dies, the run continues
+    from its newest checkpoint (`cluster.max_restarts`, `dpo.checkpoint_every`). docs/preferences.md has the rows, the
+    losses and the metrics.
+    """
+
+    def job() -> None:
+        settings = load(DpoConfig, config, with_log_level(overrides, log_level))
+        Terminal().print(jobs.dpo(settings, show=True).summary)
+
+    guarded(job, debug)
+
+
 def launch(
     target: Annotated[Literal["local", "slurm", "kuberay", "ray"], typer.Argument(help="where the job runs")],
     config: ConfigPath,
@@ -57,8 +74,8 @@ def launch(
 ) -> None:
     """Run a config on this machine, through Slurm, on Kubernetes (KubeRay), or on a running Ray cluster.
 
-    The nodes come from the config's section `launch` (docs/cluster.md). The config's keys decide whether `grpo train`
-    or `grpo sft` runs. Both continue from the newest checkpoint, if there is a checkpoint.
+    The nodes come from the config's section `launch` (docs/cluster.md). The config's keys decide whether `grpo train`,
+    `grpo sft` or `grpo dpo` runs. Each continues from the newest checkpoint, if there is a checkpoint.
     """
     status = 0
 

@@ -45,7 +45,7 @@ def check(
     prints a warning, or with `--strict` it fails. If a verifier accepts no gold answer, or too many references cannot
     be used, the check fails, and `grpo train` does not start. Without `--cluster`, the check claims no devices and
     writes nothing. With it, each node of the cluster (by default, this machine) takes part in an all-reduce, samples a
-    completion, receives new weights and runs a program in the sandbox. The keys choose between `train` and `sft`.
+    completion, receives new weights and runs a program in the sandbox. The sections of the config choose the job.
     """
 
     def job() -> None:

@@ -10,10 +10,10 @@ from grpo.config.cluster import Device
 from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, NodesConfig
 
 
-def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
+def plan_of(settings: config.JobConfig) -> Plan:
     """Return the resources that a job's actors need."""
     learner = settings.learner
-    if isinstance(settings, config.SftConfig):
+    if isinstance(settings, config.FineTuningConfig):
         return Plan(learner.ranks, learner.threads)
     generator = settings.generator
     return Plan(
@@ -26,7 +26,7 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
     )
 
 
-def idle_gpus(settings: config.TrainConfig | config.SftConfig) -> list[str]:
+def idle_gpus(settings: config.JobConfig) -> list[str]:
     """Return a warning for each kind of nodes in the section `launch` that has GPUs which the job would not use."""
     launch, plan = settings.launch, plan_of(settings)
     if launch is None:

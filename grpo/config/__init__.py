@@ -2,6 +2,8 @@
 
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import ClusterConfig, WatchdogConfig
+from grpo.config.fine_tuning.jobs import FINE_TUNING, DpoConfig, FineTuningConfig, SftConfig
+from grpo.config.fine_tuning.schedules import DpoScheduleConfig
 from grpo.config.generator import ChosenTransport, GeneratorConfig, RolloutConfig, WeightSyncConfig
 from grpo.config.inputs import (
     ChoicesConfig,
@@ -13,19 +15,27 @@ from grpo.config.inputs import (
     TrainingDataConfig,
     TrainingRowsConfig,
 )
-from grpo.config.jobs import EvaluationConfig, SftConfig, TrainConfig
+from grpo.config.jobs import EvaluationConfig, TrainConfig
 from grpo.config.learner import Dtype, LearnerConfig, LoraConfig
 from grpo.config.verifiers import VerificationConfig, VerifierConfig
 
+# The configuration of any job.
+JobConfig = TrainConfig | FineTuningConfig
+
 __all__ = [
+    "FINE_TUNING",
     "AlgorithmConfig",
     "ChoicesConfig",
     "ChosenTransport",
     "ClusterConfig",
     "DatasetConfig",
+    "DpoConfig",
+    "DpoScheduleConfig",
     "Dtype",
     "EvaluationConfig",
+    "FineTuningConfig",
     "GeneratorConfig",
+    "JobConfig",
     "LearnerConfig",
     "LoraConfig",
     "NewPolicyConfig",

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, SftConfig, TrainConfig
 from grpo.config.code import code_problems, exposed_paths, local_paths
 from grpo.config.evaluation import EvalConfig, TaskConfig
 from grpo.config.migrating import foreign_hints, value_hint
 
-Config = TypeVar("Config", TrainConfig, SftConfig, EvalConfig, TaskConfig)
+Config = TypeVar("Config", TrainConfig, SftConfig, DpoConfig, FineTuningConfig, EvalConfig, TaskConfig)
 
 # A part of the parser's message, and what to do about it.
 _REMEDIES = (
@@ -95,13 +95,15 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
 
 def _refuse_other_job(schema: type[Config], data: dict[str, Any], source: str) -> None:
     """Refuse a config of the other job in one sentence, before each of its keys is an unknown key."""
-    if schema is SftConfig and "sft" not in data:
-        strange = [key for key in data if key in TrainConfig.model_fields and key not in SftConfig.model_fields]
-        mine, other = "sft", "train"
-    elif schema is TrainConfig and "sft" in data and "train" not in data:
-        strange, mine, other = ["sft"], "train", "sft"
-    else:
+    if not _is_job(schema):
         return
+    mine = schema.job if issubclass(schema, FineTuningConfig) else "train"
+    if mine in data:
+        return
+    other = next((job for job in FINE_TUNING if job in data), "train")
+    strange = [other] if other != "train" else []
+    if other == "train" and mine != "train":
+        strange = [key for key in data if key in TrainConfig.model_fields and key not in schema.model_fields]
     if strange:
         raise ValueError(
             f"{source} is a config for `grpo {other}`, because it has {', '.join(strange)}, and this command needs a "
@@ -203,7 +205,7 @@ def _drop_unknown(
         if key not in schema.model_fields:
             value = data.pop(key)
             # Other trainers' keys are explained by keys of a job, which an evaluation or a task does not have.
-            hints = foreign_hints(f"{where}{key}", value) if root in (TrainConfig, SftConfig) else []
+            hints = foreign_hints(f"{where}{key}", value) if _is_job(root) else []
             nearest = "" if hints else _nearest(schema, str(key), root, where)
             if not hints and not nearest:
                 without_hint.append(f"{where}{key}")
@@ -220,6 +222,10 @@ def _drop_unknown(
         # The list of the section's keys is long, so it is printed once for all its unknown keys.
         are = "is not a known key" if len(without_hint) == 1 else "are not known keys"
         yield f"{', '.join(without_hint)} {are}; known here: {', '.join(schema.model_fields)}"
+
+
+def _is_job(schema: type[BaseModel]) -> bool:
+    return schema is TrainConfig or issubclass(schema, FineTuningConfig)
 
 
 def _nearest(schema: type[BaseModel], key: str, root: type[BaseModel], where: str) -> str:

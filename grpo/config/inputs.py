@@ -140,6 +140,16 @@ class DatasetConfig(Section):
     learn_turns: Literal["all", "last"] = "all"
     """Turns of the assistant in `messages` that the policy learns. Each turn becomes one sequence, after all that was
     said before it."""
+    chosen: str = "chosen"
+    """Column with the better answer (preferences): text, a message of the assistant, or a whole conversation that ends
+    with the answer. In the last case, `prompt` is not needed."""
+    rejected: str = "rejected"
+    """Column with the worse answer (preferences)."""
+    margin: str | None = None
+    """Column with a number of 0 or more: how much higher the reward of the better answer must be (preferences;
+    arXiv:2402.10571)."""
+    ranking: str | None = None
+    """Column with a list of two or more answers, the best first, in place of `chosen` and `rejected` (preferences)."""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """What happens if a row has an empty question, no reference, or a value of a wrong type: `refuse` names the rows
     and does not start, `drop` leaves them out and shows their number."""

@@ -1,6 +1,7 @@
-"""The configuration: a tree for each job, checked whole before any device is claimed.
+"""The configuration of `grpo train`, checked whole before any device is claimed.
 
-`TrainConfig` and `SftConfig` share their parts. `grpo.config.file` reads them from YAML with dotted overrides.
+`grpo.config.fine_tuning.jobs` has the configurations of the other jobs, which share its parts. `grpo.config.file` reads
+them from YAML with dotted overrides.
 `problems()` checks rules between several fields, for example whether lengths fit the token budget.
 """
 
@@ -27,7 +28,7 @@ from grpo.config.inputs import dataset_problems, policy_problems, training_data_
 from grpo.config.launch import LaunchConfig
 from grpo.config.learner import Dtype as Dtype
 from grpo.config.learner import LearnerConfig as LearnerConfig
-from grpo.config.schedule import ScheduleConfig, SftScheduleConfig
+from grpo.config.schedule import ScheduleConfig
 from grpo.config.section import Function, LogLevel, Positive, Seconds, Section
 from grpo.config.verifiers import VerificationConfig as Verification
 from grpo.config.verifiers import VerifierConfig as VerifierConfig
@@ -110,7 +111,7 @@ class TrainConfig(Section):
     cluster: Cluster = Cluster()
     watchdog: Watchdog = Watchdog()
     launch: LaunchConfig | None = None
-    """`grpo train` and `grpo sft` do not read this section."""
+    """Only `grpo launch` reads this section."""
 
     @model_validator(mode="before")
     @classmethod
@@ -222,49 +223,3 @@ class TrainConfig(Section):
         if evaluation.mode == "inline" and evaluation.devices is not None:
             return ["evaluation.devices are for evaluation.mode=background; set this mode, or remove devices"]
         return []
-
-
-class SftConfig(Section):
-    """The configuration of `sft`: sections with their defaults, as docs/config.md lists them.
-
-    >>> config = grpo.load_config("configs/quickstart_sft.yaml")
-    >>> isinstance(config, grpo.SftConfig), config.sft.batch_size
-    (True, 64)
-    """
-
-    run: Run
-    policy: Policy
-    data: Dataset
-    learner: LearnerConfig = LearnerConfig()
-    sft: SftScheduleConfig
-    report: ReportConfig = ReportConfig()
-    cluster: Cluster = Cluster()
-    watchdog: Watchdog = Watchdog()
-    launch: LaunchConfig | None = None
-    """`grpo train` and `grpo sft` do not read this section."""
-
-    def problems(self) -> list[str]:
-        """Find problems between several fields, each with its remedy."""
-        problems = [*policy_problems(self.policy, may_be_new=True), *dataset_problems("data", self.data)]
-        problems += self.learner.problems(self.policy.dtype)
-        if self.sft.max_tokens > self.learner.microbatch_tokens:
-            problems.append(
-                f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest row, "
-                f"sft.max_tokens={self.sft.max_tokens}; raise microbatch_tokens or lower max_tokens"
-            )
-        if self.policy.new and self.policy.new.max_position < self.sft.max_tokens:
-            problems.append(
-                f"policy.new.max_position={self.policy.new.max_position} is shorter than "
-                f"sft.max_tokens={self.sft.max_tokens}; raise max_position or lower max_tokens"
-            )
-        if self.policy.new and self.learner.lora:
-            problems.append(
-                "learner.lora would not train the random weights of policy.new; give policy.path, or remove "
-                "learner.lora"
-            )
-        if self.sft.batch_size < self.learner.data_parallel:
-            problems.append(
-                f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle; use "
-                "fewer ranks or more rows"
-            )
-        return problems

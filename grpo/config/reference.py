@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import FINE_TUNING, FineTuningConfig, TrainConfig
 from grpo.config.migrating import foreign_hints
 from grpo.terminal import literal
 
-JOBS: Mapping[str, type[TrainConfig] | type[SftConfig]] = {"train": TrainConfig, "sft": SftConfig}
+JOBS: Mapping[str, type[TrainConfig] | type[FineTuningConfig]] = {"train": TrainConfig, **FINE_TUNING}
 # Stands for the name of a section, for keys that are in no section.
 TOP_LEVEL = "top level"
 HEADER = """\
@@ -83,7 +83,11 @@ def reference() -> list[ReferencePart]:
     return [
         part
         if len(jobs[part.name]) == len(JOBS)
-        else replace(part, text=f"{part.text} Only `grpo {jobs[part.name][0]}` reads this section.")
+        else replace(
+            part,
+            text=f"{part.text} Only {' and '.join(f'`grpo {job}`' for job in jobs[part.name])} "
+            f"{'read' if len(jobs[part.name]) > 1 else 'reads'} this section.",
+        )
         for part in parts.values()
         if part.keys
     ]

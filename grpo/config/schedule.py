@@ -37,16 +37,3 @@ class ScheduleConfig(Section):
             f"train.keep_best={metric} does not measure the policy after a step; give {known}, or custom/NAME of a "
             "function in callbacks.step"
         ]
-
-
-class SftScheduleConfig(Section):
-    """Length of supervised fine-tuning, and its checkpoints."""
-
-    steps: Positive
-    """Number of optimizer steps."""
-    batch_size: Positive = 64
-    """Rows in one optimizer step."""
-    max_tokens: Positive = 1024
-    """Longest row, prompt and response together, in tokens. Longer rows are dropped, and counted."""
-    checkpoint_every: Positive = 500
-    """Steps between checkpoints. There is always a checkpoint after the last step and on Ctrl-C."""

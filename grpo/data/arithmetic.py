@@ -48,12 +48,42 @@ def demonstrations(count: int, seed: int = 0, careful_share: float = 0.5) -> Ite
     """Yield rows `prompt`, `response`; on average, `careful_share` of them are careful."""
     generator = random.Random(f"demonstrations {seed}")
     for question, terms, signs in _draw(count, seed + 1, held_out=False):
-        if generator.random() < careful_share:
-            total, steps = terms[0], []
-            for sign, term in zip(signs, terms[1:], strict=True):
-                steps.append(f"{total}{sign}{abs(term)}={total + term}")
-                total += term
-            response = f"<think>{'; '.join(steps)}</think><answer>{total}</answer>"
-        else:
-            response = f"<answer>{sum(terms) + generator.randint(-9, 9)}</answer>"
+        careful = generator.random() < careful_share
+        response = _careful(terms, signs) if careful else _sloppy(terms, generator)
         yield {"prompt": question, "response": response}
+
+
+def _careful(terms: list[int], signs: list[str]) -> str:
+    total, steps = terms[0], []
+    for sign, term in zip(signs, terms[1:], strict=True):
+        steps.append(f"{total}{sign}{abs(term)}={total + term}")
+        total += term
+    return f"<think>{'; '.join(steps)}</think><answer>{total}</answer>"
+
+
+def _sloppy(terms: list[int], generator: random.Random) -> str:
+    return f"<answer>{sum(terms) + generator.randint(-9, 9)}</answer>"
+
+
+def preferences(count: int, seed: int = 0, noise: float = 0.1, careful_share: float = 0.45) -> Iterator[dict[str, str]]:
+    """Yield rows `prompt`, `chosen`, `rejected` of a made-up rater whose true rule is known.
+
+    Two answers are drawn as `demonstrations` draws them, until exactly one of them has the right sum. The rater prefers
+    the right answer. With the probability `noise`, he errs and prefers the wrong one. So no policy can agree with more
+    than the share 1 - `noise` of his preferences.
+    """
+    generator = random.Random(f"preferences {seed}")
+    for question, terms, signs in _draw(count, seed + 2, held_out=False):
+        while True:
+            pair = [
+                _careful(terms, signs) if generator.random() < careful_share else _sloppy(terms, generator)
+                for _ in range(2)
+            ]
+            right = [f"<answer>{sum(terms)}</answer>" in answer for answer in pair]
+            if right[0] != right[1]:
+                break
+        if not right[0]:
+            pair.reverse()
+        if generator.random() < noise:
+            pair.reverse()
+        yield {"prompt": question, "chosen": pair[0], "rejected": pair[1]}

@@ -121,15 +121,30 @@ def _split(data: config.TrainingDataConfig, sets: Mapping[str, PromptSet]) -> di
 
 def _held_out(prompts: PromptSet, part: float | None, key: str) -> tuple[Prompt, ...]:
     """The first prompt with each of the chosen texts."""
-    if part is None:
-        return ()
     first: dict[str, Prompt] = {}
     for prompt in prompts.prompts:
         first.setdefault(prompt.text, prompt)
-    count = part if isinstance(part, int) else max(1, round(part * len(first)))
-    if count >= len(first):
-        raise ValueError(f"{key}={part} leaves no question for training, of {len(first)} different ones; lower it")
+    chosen = held_out_texts(list(first), part, key)
+    return tuple(prompt for text, prompt in first.items() if text in chosen)
+
+
+def held_out_texts(texts: Sequence[str], part: float | None, key: str) -> set[str]:
+    """Choose the questions that are held out.
+
+    Args:
+        texts: questions; a question may stand there several times.
+        part: number of different questions, or a share of them; None to hold out none.
+        key: config key with the part, for errors.
+
+    Raises:
+        ValueError: no question is left for training.
+    """
+    if part is None:
+        return set()
+    different = set(texts)
+    count = part if isinstance(part, int) else max(1, round(part * len(different)))
+    if count >= len(different):
+        raise ValueError(f"{key}={part} leaves no question for training, of {len(different)} different ones; lower it")
     # A hash orders the questions. So the part does not depend on the order of the rows or on the run's seed, and a
     # policy that another run trained on these data has not seen it either.
-    chosen = set(sorted(first, key=lambda text: hashlib.blake2b(text.encode()).digest())[:count])
-    return tuple(prompt for text, prompt in first.items() if text in chosen)
+    return set(sorted(different, key=lambda text: hashlib.blake2b(text.encode()).digest())[:count])

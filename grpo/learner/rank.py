@@ -26,6 +26,7 @@ from grpo.algorithm.choices import load_on_rank
 from grpo.algorithm.minibatches import RankBatch
 from grpo.algorithm.objective import Terms, policy_terms, supervised_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
+from grpo.algorithm.preference_loss import PairTotals, preference_terms
 from grpo.algorithm.rescoring import Source
 from grpo.algorithm.totals import Totals
 from grpo.learner.deepspeed_setup import deepspeed_settings, load_policy, parameter_groups
@@ -140,7 +141,7 @@ class LearnerRank:
         rate = learning_rate(self._setup.learner, self._counts.optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        totals = Totals(self._device)
+        totals = PairTotals(self._device) if self._setup.preference else Totals(self._device)
         last = len(batch.microbatches) - 1
         with self._reduction(len(batch.microbatches)):
             for index, microbatch in enumerate(batch.microbatches):
@@ -194,7 +195,9 @@ class LearnerRank:
         return contextlib.nullcontext()
 
     def _terms(self, batch: Microbatch) -> Terms:
-        algorithm = self._setup.algorithm
+        algorithm, preference = self._setup.algorithm, self._setup.preference
+        if preference:
+            return preference_terms(preference, batch, self._engine(batch, self._setup.temperature)[0])
         if algorithm is None:
             return supervised_terms(batch, *self._engine(batch, self._setup.temperature, "value"))
         reference_T = self._reference_logprobs(batch) if algorithm.kl_in_loss else None

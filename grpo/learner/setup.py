@@ -18,7 +18,7 @@ class LearnerSetup:
         reference_path: folder or hub name of the weights of the frozen reference (for a KL penalty) or of the base
             policy (for LoRA). A run without a KL penalty and without LoRA does not read these weights.
         dtype: number format of the forward and backward passes.
-        algorithm: the objective; None for supervised fine-tuning.
+        algorithm: the objective; None for supervised fine-tuning and for preferences.
         learner: optimizer and batching.
         temperature: sampling temperature, which is also used for log-probabilities.
         total_steps: optimizer steps of the whole run, for the learning-rate schedule.
@@ -28,6 +28,7 @@ class LearnerSetup:
         device: `cpu` or `cuda`.
         collective_deadline_s: longest wait for the other ranks in a collective, in seconds.
         skipped_folder: folder for batches whose loss or gradient is not finite; every rank must reach it.
+        preference: the loss of pairs of answers; None for other objectives.
     """
 
     policy_path: str
@@ -43,6 +44,7 @@ class LearnerSetup:
     device: Device
     collective_deadline_s: float
     skipped_folder: str
+    preference: config.DpoScheduleConfig | None = None
 
 
 def learner_setups(

@@ -29,6 +29,7 @@ from grpo.planning.memory import add_memory
 from grpo.planning.memory_fit import memory_here, refusal, shortage
 from grpo.planning.plan_tables import actors_table, batch_table, new_table, objective_table
 from grpo.planning.policy_shape import architecture_of, shape_for
+from grpo.planning.preferences_plan import show_preferences
 from grpo.planning.refusals import checked_tokenizer, head_size_warning
 from grpo.terminal import literal
 from grpo.visible import visible
@@ -60,9 +61,7 @@ class Findings:
     unchecked: str = ""
 
 
-def show_plan(
-    settings: config.TrainConfig | config.SftConfig, console: Console, *, gold_limit: int, full: bool = False
-) -> bool:
+def show_plan(settings: config.JobConfig, console: Console, *, gold_limit: int, full: bool = False) -> bool:
     """Print what the config sets, the data, the check of gold answers, the plan, and one line of verdict.
 
     Args:
@@ -84,9 +83,13 @@ def show_plan(
     console.print(literal("config" if full else "config: what differs from the defaults (--full prints all)", "bold"))
     console.print(Syntax(visible(dump(settings) if full else differing(settings)), "yaml", background_color="default"))
     tokenizer = checked_tokenizer(settings)
-    if isinstance(settings, config.SftConfig):
+    if isinstance(settings, config.DpoConfig):
+        assert tokenizer is not None, "a config of `grpo dpo` names a policy"
+        findings = Findings(warnings=show_preferences(settings, tokenizer, console, full=full))
+    elif isinstance(settings, config.SftConfig):
         findings = _check_supervised(settings, tokenizer, console, full=full)
     else:
+        assert isinstance(settings, config.TrainConfig)
         assert tokenizer is not None, "a config of `grpo train` names a policy"
         findings = _check_training_data(settings, tokenizer, console, gold_limit, full=full)
     warnings, refused = _show_tables(settings, console)
@@ -103,13 +106,13 @@ def show_plan(
     return findings.sound
 
 
-def differing(settings: config.TrainConfig | config.SftConfig) -> str:
+def differing(settings: config.JobConfig) -> str:
     """Return the keys that do not have their default, as YAML."""
     values = settings.model_dump(mode="json", exclude_defaults=True)
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
-def _show_tables(settings: config.TrainConfig | config.SftConfig, console: Console) -> tuple[list[str], str]:
+def _show_tables(settings: config.JobConfig, console: Console) -> tuple[list[str], str]:
     """Print the plan; return the warnings about it, and why a run is refused (empty if it is not)."""
     console.print(actors_table(settings))
     if isinstance(settings, config.TrainConfig):
@@ -135,7 +138,7 @@ def _show_tables(settings: config.TrainConfig | config.SftConfig, console: Conso
     return [warning for warning in warnings if warning], refused
 
 
-def _show_memory(settings: config.TrainConfig | config.SftConfig, console: Console) -> tuple[list[str | None], str]:
+def _show_memory(settings: config.JobConfig, console: Console) -> tuple[list[str | None], str]:
     """Print the memory; return a warning if it may be short, and why a run is refused (empty if it is not)."""
     architecture = architecture_of(settings.policy)
     shape = None if architecture is None else shape_for(settings, architecture)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.padding import Padding
 
+from grpo.algorithm.comparisons import AnswerComparison
 from grpo.algorithm.packing import TrainingSequence
 from grpo.data.supervised import SupervisedTurn
 from grpo.terminal import literal
@@ -65,6 +66,28 @@ def show_first_row(row: TrainingSequence, tokenizer: PreTrainedTokenizerBase, co
     print_lines(_decoded(read, tokenizer), _PROMPT_CHARACTERS, console, full=full)
     console.print(literal(f"  the part that carries loss ({len(learned):,} tokens, with the end token)", "dim"))
     print_lines(_decoded(learned, tokenizer), _PROMPT_CHARACTERS, console, full=full, mark="> ")
+
+
+def show_first_comparison(
+    comparison: AnswerComparison, tokenizer: PreTrainedTokenizerBase, console: Console, *, full: bool
+) -> None:
+    """Print a comparison: what the policy reads, each line after a bar, and its answers, each line after `>`.
+
+    Args:
+        comparison: comparison to show.
+        tokenizer: tokenizer of the policy.
+        console: console to print to.
+        full: True to print all of it, however long.
+    """
+    first = comparison.answers[0]
+    read = first.token_ids[: first.prompt_length]
+    console.print(literal(f"first comparison, as the policy reads it ({len(read):,} tokens)", "bold"))
+    print_lines(_decoded(read, tokenizer), _PROMPT_CHARACTERS, console, full=full)
+    for place, answer in enumerate(comparison.answers, start=1):
+        learned = answer.token_ids[answer.prompt_length :]
+        name = "the best answer" if place == 1 else f"answer {place} of {len(comparison.answers)}"
+        console.print(literal(f"  {name} ({len(learned):,} tokens, with the end token)", "dim"))
+        print_lines(_decoded(learned, tokenizer), _PROMPT_CHARACTERS, console, full=full, mark="> ")
 
 
 def show_first_turn(turn: SupervisedTurn, console: Console, *, full: bool) -> None:

@@ -206,7 +206,7 @@ def bucket_bytes(settings: config.TrainConfig, shape: PolicyShape) -> float:
     return float(max(settings.weight_sync.bucket_mib << 20, embedding))
 
 
-def planned_memory(settings: config.TrainConfig | config.SftConfig, shape: PolicyShape) -> LearnerMemory:
+def planned_memory(settings: config.JobConfig, shape: PolicyShape) -> LearnerMemory:
     """Return the memory of a learner rank of a job."""
     device = planned_device(settings.cluster, samples=isinstance(settings, config.TrainConfig))
     algorithm, pushed = None, 0.0
@@ -216,7 +216,7 @@ def planned_memory(settings: config.TrainConfig | config.SftConfig, shape: Polic
     return learner_memory(shape, settings.policy, settings.learner, algorithm, device, pushed)
 
 
-def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, shape: PolicyShape | None) -> Table:
+def add_memory(table: Table, settings: config.JobConfig, shape: PolicyShape | None) -> Table:
     """Fill `table` with the memory of a learner rank and of a generator.
 
     Args:

@@ -66,7 +66,7 @@ def memory_here() -> Memory:
     return Memory(gpu, host.available, host.total)
 
 
-def shortage(settings: config.TrainConfig | config.SftConfig, shape: PolicyShape, memory: Memory) -> Shortage | None:
+def shortage(settings: config.JobConfig, shape: PolicyShape, memory: Memory) -> Shortage | None:
     """Return what does not fit this machine; None if everything fits, or if nothing is known.
 
     Nothing is known if the job uses a running cluster (`cluster.address`), or GPUs that this machine does not have.
@@ -132,12 +132,10 @@ def _on_the_gpu(
     yield "a generator and a sleeping learner rank that pushes its weights need", pushing, gpu
 
 
-def refusal(
-    settings: config.TrainConfig | config.SftConfig, architecture: Architecture, memory: Memory, short: Shortage
-) -> str:
+def refusal(settings: config.JobConfig, architecture: Architecture, memory: Memory, short: Shortage) -> str:
     """Return why the job is refused, and up to three changes that would make it fit, with their costs."""
 
-    def fits(changed: config.TrainConfig | config.SftConfig) -> bool:
+    def fits(changed: config.JobConfig) -> bool:
         return shortage(changed, shape_for(changed, architecture), memory) is None
 
     shape = shape_for(settings, architecture)
@@ -154,7 +152,7 @@ def _choices(choices: list[Remedy]) -> list[str]:
     return [lines, *(f"  - {' '.join(remedy.keys)}   ({remedy.cost})" for remedy in choices)]
 
 
-def refuse_what_does_not_fit(settings: config.TrainConfig | config.SftConfig) -> None:
+def refuse_what_does_not_fit(settings: config.JobConfig) -> None:
     """Refuse a job that needs more memory than this machine has, before anything starts.
 
     Raises:

@@ -20,7 +20,7 @@ def new_table(title: str) -> Table:
     return table
 
 
-def actors_table(settings: config.TrainConfig | config.SftConfig) -> Table:
+def actors_table(settings: config.JobConfig) -> Table:
     """Return the actors of a job, and their devices and threads."""
     plan, table = plan_of(settings), new_table("actors")
     has_gpus = planned_device(settings.cluster, samples=plan.generators > 0) == "cuda"
@@ -90,12 +90,12 @@ def _described(kind: Kind, name: str) -> str:
     return f"{name}: {description}" if description else name
 
 
-def batch_table(settings: config.TrainConfig | config.SftConfig) -> Table:
+def batch_table(settings: config.JobConfig) -> Table:
     """Return the numbers of completions, tokens and optimizer steps."""
     table, learner = new_table("batch"), settings.learner
-    if isinstance(settings, config.SftConfig):
-        table.add_row("an optimizer step", f"{settings.sft.batch_size} rows over {learner.ranks} rank(s)")
-        table.add_row("steps", f"{settings.sft.steps:,}")
+    if isinstance(settings, config.FineTuningConfig):
+        table.add_row("an optimizer step", f"{settings.schedule.batch_size} rows over {learner.ranks} rank(s)")
+        table.add_row("steps", f"{settings.schedule.steps:,}")
         return table
     rollout, algorithm = settings.rollout, settings.algorithm
     completions = rollout.prompts_per_step * rollout.group_size

@@ -73,7 +73,7 @@ def sequence_tokens(learner: config.LearnerConfig) -> float:
     return learner.microbatch_tokens / learner.sequence_parallel
 
 
-def planned_shape(settings: config.TrainConfig | config.SftConfig) -> PolicyShape | None:
+def planned_shape(settings: config.JobConfig) -> PolicyShape | None:
     """Return the size of a job's policy; None if its config can be read neither locally nor from the hub.
 
     Raises:
@@ -83,7 +83,7 @@ def planned_shape(settings: config.TrainConfig | config.SftConfig) -> PolicyShap
     return None if architecture is None else shape_for(settings, architecture)
 
 
-def shape_for(settings: config.TrainConfig | config.SftConfig, architecture: Architecture) -> PolicyShape:
+def shape_for(settings: config.JobConfig, architecture: Architecture) -> PolicyShape:
     """Return the size of a job's policy, whose architecture was read before.
 
     Raises:
@@ -104,12 +104,15 @@ def architecture_of(policy: config.PolicyConfig) -> Architecture | None:
     return new_shape(new, new.vocabulary if new.tokenizer == "bpe" else characters)
 
 
-def _repeats(settings: config.TrainConfig | config.SftConfig) -> float:
+def _repeats(settings: config.JobConfig) -> float:
     """Return how many tokens attention computes for each token of a microbatch of the longest sequences.
 
     A microbatch holds a prompt once for several of its completions, and attention repeats it for each of them.
     """
-    if isinstance(settings, config.SftConfig):
+    if isinstance(settings, config.DpoConfig):
+        # Two answers share a prompt that is about as long as an answer: 4 parts for the 3 that are computed.
+        return 4 / 3
+    if isinstance(settings, config.FineTuningConfig):
         return 1.0
     rollout = settings.rollout
     prompt, completion = rollout.max_prompt_tokens, rollout.max_completion_tokens

@@ -10,6 +10,7 @@ from grpo import config
 from grpo.cluster.device import planned_device
 from grpo.config.verifiers import specs_of
 from grpo.data.described import describe
+from grpo.data.preferences import ranked_answers
 from grpo.data.rows import HubUnreachable
 from grpo.data.supervised import supervised_turns
 from grpo.generator.head_sizes import cpu_head_sizes
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def checked_tokenizer(settings: config.TrainConfig | config.SftConfig) -> PreTrainedTokenizerBase | None:
+def checked_tokenizer(settings: config.JobConfig) -> PreTrainedTokenizerBase | None:
     """Check packages, policy, functions and verifiers; return the policy's tokenizer, or None for a new policy.
 
     If there is a problem, the data are read too, without the tokenizer, so that one message has all problems.
@@ -94,9 +95,12 @@ def _head_size_problem(size: int) -> str:
     return f"vLLM's attention on a CPU has only the sizes {', '.join(map(str, sizes))}"
 
 
-def _readings(settings: config.TrainConfig | config.SftConfig) -> list[Callable[[], object]]:
+def _readings(settings: config.JobConfig) -> list[Callable[[], object]]:
     """Functions that read each source of the data without a tokenizer."""
-    if isinstance(settings, config.SftConfig):
+    if isinstance(settings, config.DpoConfig):
+        preferences = settings.data
+        return [lambda: ranked_answers(preferences)]
+    if isinstance(settings, config.FineTuningConfig):
         data = settings.data
         return [lambda: supervised_turns(data)]
     sources: Mapping[str, config.DatasetConfig] = {

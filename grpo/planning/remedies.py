@@ -12,7 +12,7 @@ from grpo.config.file import resolve
 from grpo.planning.memory import generator_weights
 from grpo.planning.policy_shape import PolicyShape, bytes_of
 
-Settings = config.TrainConfig | config.SftConfig
+Settings = config.JobConfig
 
 # How many choices a user gets, and how many kinds of changes a choice may combine.
 CHOICES, _TOGETHER = 3, 4
@@ -88,8 +88,8 @@ def _fits_with(settings: Settings, together: list[Remedy], fits: Callable[[Setti
     values, source = settings.model_dump(mode="json"), "the changed config"
     changed: Settings
     try:
-        if isinstance(settings, config.SftConfig):
-            changed = resolve(config.SftConfig, values, keys, source)
+        if isinstance(settings, config.FineTuningConfig):
+            changed = resolve(config.FINE_TUNING[settings.job], values, keys, source)
         else:
             changed = resolve(config.TrainConfig, values, keys, source)
     except ValueError:
@@ -142,7 +142,10 @@ def _checkpointing(learner: config.LearnerConfig) -> Iterator[Remedy]:
 
 
 def _smaller_microbatches(settings: Settings) -> Iterator[Remedy]:
-    longest = settings.sft.max_tokens if isinstance(settings, config.SftConfig) else settings.max_sequence_tokens
+    if isinstance(settings, config.FineTuningConfig):
+        longest, _ = settings.longest_unit
+    else:
+        longest = settings.max_sequence_tokens
     now = settings.learner.microbatch_tokens
     # Tokens whose computation takes as long as the traffic of a microbatch's gradient.
     overhead = _GRADIENT_BYTES / _MEMORY / (6 / _FLOPS)

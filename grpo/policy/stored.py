@@ -120,7 +120,7 @@ def policy_config(policy: config.PolicyConfig) -> PreTrainedConfig | PlainConfig
     return shape
 
 
-def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
+def check_positions(settings: config.JobConfig) -> None:
     """Refuse sequences longer than the policy's context, if the policy's config is readable.
 
     Raises:
@@ -130,8 +130,8 @@ def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
     context = context_of(shape) if shape else None
     if context is None:
         return
-    if isinstance(settings, config.SftConfig):
-        longest, keys = settings.sft.max_tokens, "sft.max_tokens"
+    if isinstance(settings, config.FineTuningConfig):
+        longest, keys = settings.schedule.max_tokens, f"{settings.job}.max_tokens"
     else:
         longest, keys = settings.max_sequence_tokens, "rollout.max_prompt_tokens + rollout.max_completion_tokens"
         if longest > settings.rollout.max_prompt_tokens + settings.rollout.max_completion_tokens:

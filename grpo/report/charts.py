@@ -60,6 +60,21 @@ RUN_CHARTS = (
         low=0.0,
         high=1.0,
     ),
+    RunChart(
+        "preference_accuracy",
+        "Preference accuracy",
+        (("held-out", "eval/rewards/accuracies"), ("training", "rewards/accuracies")),
+        "Held-out preference accuracy",
+        low=0.0,
+        high=1.0,
+    ),
+    RunChart(
+        "implicit_rewards",
+        "Implicit rewards",
+        (("margin", "rewards/margins"), ("chosen", "rewards/chosen"), ("rejected", "rewards/rejected")),
+        "Margin of the implicit rewards",
+        "beta x nats",
+    ),
     RunChart("reward", "Mean reward", (("mean reward", "reward/mean"),), "Mean reward"),
     RunChart(
         "completion_length",

@@ -80,6 +80,10 @@ def _learned(history: History) -> list[tuple[str, str]]:
             figure += f"   best {accuracy.values[best]:.3f} at step {accuracy.steps[best]}"
         rows.append(("held-out accuracy", figure))
     for label, name, decimals, unit in (
+        ("held-out preference accuracy", "eval/rewards/accuracies", 3, ""),
+        ("preference accuracy", "rewards/accuracies", 3, ""),
+        ("margin of the implicit rewards", "rewards/margins", 3, ""),
+        ("chosen answers' implicit reward", "rewards/chosen", 3, ""),
         ("mean reward", "reward/mean", 3, ""),
         ("completion length", "rollout/completion_tokens_mean", 1, " tokens"),
         ("turns of a conversation", "conversation/turns_mean", 1, ""),

@@ -69,6 +69,18 @@ SFT_FIELDS = (
     Field("speed", "tok/s", "throughput/tokens_per_s", 0, 10, " tokens/s"),
 )
 
+DPO_FIELDS = (
+    Field("loss", "loss", "learner/loss", 4, 9),
+    Field("accuracy", "acc", "rewards/accuracies", 3, 7),
+    Field("margin", "margin", "rewards/margins", 3, 9),
+    Field("chosen", "chosen", "rewards/chosen", 3, 9),
+    Field("held-out", "eval", "eval/rewards/accuracies", 3, 7, sticky=True),
+    Field("gradient norm", "grad", "learner/gradient_norm", 3, 9),
+    Field("speed", "tok/s", "throughput/tokens_per_s", 0, 9, " tokens/s"),
+)
+# The figures of a fine-tuning, by the name of its job.
+FINE_TUNING_FIELDS = {"sft": SFT_FIELDS, "dpo": DPO_FIELDS}
+
 
 def shown_literally(renderable: RenderableType) -> RenderableType:
     """Return a string as a text that rich prints without interpreting markup; return other objects unchanged."""

@@ -22,9 +22,7 @@ from grpo.visible import visible
 logger = logging.getLogger(__name__)
 
 
-def open_folder(
-    run: config.RunConfig, resolved: config.TrainConfig | config.SftConfig, progress: Progress
-) -> Checkpoint | None:
+def open_folder(run: config.RunConfig, resolved: config.JobConfig, progress: Progress) -> Checkpoint | None:
     """Make or reopen the run's folder and write the resolved config into it; show changes since the last start.
 
     Returns:

@@ -12,7 +12,7 @@ from grpo.cluster.activity import driving
 from grpo.cluster.claim import plan_of
 from grpo.cluster.failures import ProcessDied, Stalled
 from grpo.cluster.session import on_one_device
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import DpoConfig, JobConfig, SftConfig, TrainConfig
 from grpo.report.closing_table import ClosingTable
 from grpo.report.logs import driver_log
 from grpo.report.progress import Progress
@@ -21,7 +21,7 @@ from grpo.run.folder import note_fault, refuse_other_run
 from grpo.run.watchdog import Watchdog, WatchedProgress
 from grpo.types import Phase
 
-Settings = TypeVar("Settings", TrainConfig, SftConfig)
+Settings = TypeVar("Settings", TrainConfig, SftConfig, DpoConfig)
 
 
 @on_one_device()
@@ -93,9 +93,9 @@ class _Bounds:
         self.restarts += 1
         self.fruitless = 0 if progressed else self.fruitless + 1
 
-    def refusal(self, settings: TrainConfig | SftConfig, newest: int | None, failure: Exception) -> str | None:
+    def refusal(self, settings: JobConfig, newest: int | None, failure: Exception) -> str | None:
         """Return the cause and advice if no further restart is allowed; None if a restart is allowed."""
-        limits, schedule = settings.cluster, "train" if isinstance(settings, TrainConfig) else "sft"
+        limits, schedule = settings.cluster, "train" if isinstance(settings, TrainConfig) else settings.job
         go_on = "look at what died, then continue with resume=auto"
         if isinstance(failure, Stalled) and settings.watchdog.action == "stop":
             return f"stopped because of watchdog.action=stop; {go_on}"
@@ -110,7 +110,7 @@ class _Bounds:
         return None
 
 
-def _outlook(newest: int | None, bounds: _Bounds, settings: TrainConfig | SftConfig) -> str:
+def _outlook(newest: int | None, bounds: _Bounds, settings: JobConfig) -> str:
     return f"going on from {_named(newest)} (restart {bounds.restarts} of {settings.cluster.max_restarts} at most)"
 
 
@@ -123,7 +123,7 @@ def _newest_step(folder: Path) -> int | None:
     return newest.step if newest else None
 
 
-def _wait_for_nodes(settings: TrainConfig | SftConfig, display: Progress) -> None:
+def _wait_for_nodes(settings: JobConfig, display: Progress) -> None:
     """Wait for the nodes of an existing cluster, because lost nodes may need time to come back."""
     if settings.cluster.address:
         with display.phase(Phase.START, "waiting for the nodes that the run needs"):

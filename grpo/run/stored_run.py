@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo.config import FINE_TUNING
 from grpo.config.file import read
 from grpo.report import run_files
 from grpo.report.closing_table import ClosingTable, closing_table
@@ -95,9 +96,9 @@ class StoredRun:
         return closing_table(self.folder.resolve().name, self.metrics, last_rows, total_steps)
 
     def _job(self) -> tuple[str, int | None]:
-        """The command of the job, `sft` or `train`, and the number of steps that its config demands, if it is known."""
+        """The command of the job, such as `train`, and the number of steps that its config demands, if it is known."""
         config = self.config if (self.folder / run_files.CONFIG).is_file() else {}
-        job = "sft" if "sft" in config else "train"
+        job = next((job for job in FINE_TUNING if job in config), "train")
         return job, (config.get(job) or {}).get("steps")
 
     def _next_commands(self, job: str, total_steps: int | None, policy: str) -> dict[str, str]:

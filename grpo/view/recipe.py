@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from grpo.config import FINE_TUNING
+
 # The keys that say where rows come from.
 _PLACES = ("path", "hub", "generator")
 # Labels, and the configuration keys of each label. The page shows the value of the first key that is set.
@@ -26,6 +28,10 @@ _RECIPE = (
     ("clip low", ("algorithm.clip_low",)),
     ("clip high", ("algorithm.clip_high",)),
     ("KL coefficient", ("algorithm.kl_coefficient",)),
+    ("loss", ("dpo.loss",)),
+    ("beta", ("dpo.beta",)),
+    ("label smoothing", ("dpo.label_smoothing",)),
+    ("SFT weight", ("dpo.sft_weight",)),
     ("learning rate", ("learner.learning_rate",)),
     ("learner ranks", ("learner.ranks",)),
     ("ZeRO stage", ("learner.zero_stage",)),
@@ -65,8 +71,8 @@ def policy_path_of(config: Any) -> str | None:
 
 
 def is_supervised(config: Any) -> bool:
-    """Whether a configuration is for supervised fine-tuning (`grpo sft`)."""
-    return isinstance(config, Mapping) and "sft" in config and "rollout" not in config
+    """Whether a configuration is for a job that samples nothing (`grpo sft`, `grpo dpo`)."""
+    return isinstance(config, Mapping) and not FINE_TUNING.keys().isdisjoint(config) and "rollout" not in config
 
 
 def _look_up(tree: Any, key: str) -> Any:

@@ -97,6 +97,8 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo simulate configs/math_8gpu.yaml --from runs/math --gpus 64 --lag 0,1,2,4,8 --all-splits --json": SWEEP,
     "grpo simulate CONFIG [key=value ...]": ("--lengths", "constant:tokens=50", *SWEEP),
     "grpo simulate configs/math_8gpu.yaml --lengths lognormal:median=1200,sigma=0.9 --gpus 8,64,1000": SWEEP,
+    "grpo check configs/dpo_quickstart.yaml": (),
+    "grpo dpo configs/dpo_quickstart.yaml": ("dpo.steps=2", "data.validation=50"),
     "grpo config [KEY]": (),
     "grpo config rollout": (),
     "grpo config --markdown": (),
@@ -127,6 +129,7 @@ ELSEWHERE = {
     "grpo sft   CONFIG [KEY=VALUE]...": f"{REAL}: with configs/quickstart_sft.yaml",
     "grpo sft configs/gsm8k_cpu_sft.yaml data.hub=null data.subset=null data.path=gsm8k_train.jsonl": f"{REAL}: "
     "with configs/quickstart_sft.yaml",
+    "grpo dpo   CONFIG [KEY=VALUE]...": "with configs/dpo_quickstart.yaml, above",
     "grpo sft mine_sft.yaml": REAL,
     "grpo train mine.yaml": REAL,
     "grpo config num_generations": "tests/grpo/cli/test_cli.py: it names our key, and ends with exit status 2",
@@ -197,7 +200,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     class Learner(FakeLearner):
         def export(self, folder: str) -> None:
-            shutil.copytree(policy, folder)
+            shutil.copytree(policy, folder, dirs_exist_ok=True)
 
     class Cluster(FakeCluster):
         def __call__(self, settings: Any, plan: Any) -> FakeCluster:
@@ -209,7 +212,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # No test asks the hub. Its rows have these columns; the last of MATH-500 exceeds the policy's context.
         sets = {"HuggingFaceH4/MATH-500": published, "HuggingFaceH4/aime_2024": published[:2]}
         stand_in(patched, folder / "hub", {**sets, "openai/gsm8k": gsm8k_rows(80)})
-        patched.setattr("grpo.run.training.Cluster", Cluster(Learner()))
+        for loop in ("grpo.run.training", "grpo.fine_tuning"):
+            patched.setattr(f"{loop}.Cluster", Cluster(Learner()))
         patched.setattr("grpo.evaluation.jobs.EngineSampler", Local(said))
         patched.setattr("grpo.evaluation.jobs.EndpointSampler", FakeSampler(said))
         patched.setattr(uvicorn.Server, "run", looked_at(uvicorn.Server.run))
@@ -255,6 +259,7 @@ SAYS = {
     "grpo check configs/gsm8k.yaml policy.path=Qwen/Qwen3-1.7B-Base generator.gpu_memory_share=0.4": "34.56 GiB",
     "grpo check configs/gsm8k.yaml --strict": "160 of 160 gold answers",
     "grpo simulate CONFIG --from RUN": "GPUs",
+    "grpo check configs/dpo_quickstart.yaml": "first comparison, as the policy reads it",
     "grpo config rollout": "max_policy_lag",
 }
 LEAVES = {
@@ -263,6 +268,7 @@ LEAVES = {
     "grpo view runs/seed_0 runs/seed_1 --png figures": "figures/overview.png",
     "grpo eval compare A B": "compared.json",
     "grpo audit RUN": "runs/quickstart/audit.jsonl",
+    "grpo dpo configs/dpo_quickstart.yaml": "runs/dpo_quickstart/policy/config.json",
     "grpo train CONFIG learner.lora.rank=16": "runs/lora/report.html",
 }
 

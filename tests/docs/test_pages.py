@@ -22,6 +22,7 @@ from grpo.cli.app import app
 from grpo.config import DatasetConfig, SftConfig, TrainConfig
 from grpo.config.file import load
 from grpo.config.inputs import dataset_problems
+from grpo.jobs import load_config
 
 # Keys of data that a reader chooses: the place of the rows, and the words around the question.
 PLACES = {"path", "hub", "subset", "split", "template"}
@@ -89,10 +90,9 @@ def test_commands_with_a_configuration_of_ours_load_it_with_their_overrides() ->
     for _, command in commands():
         name, words = parsed(command)
         config = next((word for word in words if word.startswith("configs/")), None)
-        if config and name in ("train", "sft", "check", "profile"):
+        if config and name in ("train", "sft", "dpo", "check", "profile"):
             overrides = [word for word in words[words.index(config) + 1 :] if "=" in word and not word.startswith("-")]
-            schema = SftConfig if "_sft" in config else TrainConfig
-            load(schema, ROOT / config, overrides)
+            load_config(ROOT / config, *overrides)
             tried += 1
     assert tried >= 2
 

@@ -102,7 +102,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             pass
 
     monkeypatch.chdir(tmp_path)
-    for loop in ("grpo.run.training", "grpo.sft_loop"):
+    for loop in ("grpo.run.training", "grpo.fine_tuning"):
         monkeypatch.setattr(f"{loop}.Cluster", Cluster(Learner()))
     monkeypatch.setattr("grpo.evaluation.jobs.EngineSampler", Sampler(lambda question: f"{question.seed % 2 + 2}"))
     yield tmp_path

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo import config
+from grpo.algorithm.comparisons import AnswerComparison, preference_batch
 from grpo.algorithm.minibatches import RankBatch, TrainBatch, batch
 from grpo.algorithm.rescoring import Source
 from grpo.config.algorithm import AlgorithmConfig
@@ -36,6 +38,7 @@ class Case:
         learner: its section.
         dtype: of the policy.
         algorithm: the objective; by default the plain one.
+        preference: the loss of pairs, in place of `algorithm`.
         group_size: sequences that share a prompt.
         steps: ordinary steps.
         resume: it goes back to a checkpoint and takes a step again.
@@ -48,6 +51,7 @@ class Case:
     learner: dict[str, Any]
     dtype: config.Dtype = "float32"
     algorithm: AlgorithmConfig | None = None
+    preference: config.DpoScheduleConfig | None = None
     group_size: int = 1
     steps: int = 2
     resume: bool = False
@@ -123,6 +127,24 @@ def small_microbatches(seed: int, ranks: int, group_size: int = 1) -> TrainBatch
     return batch(sequences, denominator=float(trained), ranks=ranks, microbatch_tokens=64)
 
 
+def small_comparisons(seed: int, ranks: int, group_size: int = 1) -> TrainBatch:
+    """Several microbatches for each rank, of pairs and of rankings of three answers."""
+    generator = random.Random(seed)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(generator.randrange(3, 20) for _ in range(length))
+
+    made = [
+        AnswerComparison.of(
+            ids(generator.randint(2, 9)), [ids(generator.randint(1, 16)) for _ in range(2 + number % 2)]
+        )
+        for number in range(11)
+    ]
+    # About what the random policies say of a token, so that gaps are small and every pair has a gradient.
+    references = [tuple(-3.1 * len(answer.old_logprobs) for answer in each.answers) for each in made]
+    return preference_batch(made, references, ranks=ranks, microbatch_tokens=64)
+
+
 def run_cases(path: str, folder: Path, cases: dict[str, Case], ranks: int = 2) -> dict[str, Outcome]:
     """Outcome of each case on rank 0."""
     port = free_port()
@@ -160,7 +182,8 @@ def _rank(rank: int, ranks: int, port: int, path: str, folder: str, cases: dict[
         setup = dataclasses.replace(
             base,
             learner=base.learner.model_copy(update={**case.learner, "ranks": ranks}),
-            algorithm=case.algorithm or base.algorithm,
+            algorithm=None if case.preference else case.algorithm or base.algorithm,
+            preference=case.preference,
             rank=rank,
             world_size=ranks,
             skipped_folder=f"{folder}/skipped/{name}",
@@ -177,7 +200,8 @@ def _outcome(case: Case, setup: LearnerSetup, port: int, folder: str, counted: l
 
     def part(seed: int) -> RankBatch:
         share = setup.rank // setup.learner.sequence_parallel
-        return small_microbatches(seed, setup.learner.data_parallel, case.group_size).ranks[share]
+        made = small_comparisons if case.preference else small_microbatches
+        return made(seed, setup.learner.data_parallel, case.group_size).ranks[share]
 
     metrics = []
     for step in range(case.steps):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranks_without_ray import Case, Outcome, run_cases, small_microbatches
+from ranks_without_ray import Case, Outcome, run_cases, small_comparisons, small_microbatches
 from setups_for_tests import without_speed
 from transformers import AutoConfig
 
-from grpo.config import LoraConfig
+from grpo.algorithm.preference_loss import PairTotals, preference_terms
+from grpo.config import DpoScheduleConfig, LoraConfig
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.policy.flops import PolicyFlops
 from grpo.policy.logprobs import PolicyLogprobs, load_model
@@ -52,11 +53,23 @@ BFLOAT16 = {
     "bfloat16, ZeRO-2, offload": Case({"zero_stage": 2, "offload": "optimizer"}, "bfloat16", resume=True),
     "bfloat16, ZeRO-3": Case({"zero_stage": 3}, "bfloat16"),
 }
+# Steps on pairs and rankings of answers.
+DPO = DpoScheduleConfig(steps=3, sft_weight=0.2, label_smoothing=0.1)
+PREFERENCES = {
+    "preferences, ZeRO-1": Case({"zero_stage": 1}, preference=DPO),
+    "preferences, ZeRO-2": Case({"zero_stage": 2}, preference=DPO, resume=True),
+    "preferences, ZeRO-3": Case({"zero_stage": 3}, preference=DPO, resume=True),
+    "preferences, ranks that share": Case({"zero_stage": 2, "sequence_parallel": 2}, preference=DPO),
+}
+PREFERENCES_OF_ADAPTERS = {
+    "preferences, LoRA": Case({"zero_stage": 2, "lora": LoraConfig(rank=4, alpha=8)}, preference=DPO, resume=True)
+}
+ALL = FLOAT32 | ODD | BFLOAT16 | PREFERENCES | PREFERENCES_OF_ADAPTERS
 
 
 @pytest.fixture(scope="module")
 def outcomes(tied_policy: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    return run_cases(tied_policy, tmp_path_factory.mktemp("cases"), FLOAT32 | ODD | BFLOAT16)
+    return run_cases(tied_policy, tmp_path_factory.mktemp("cases"), ALL)
 
 
 @pytest.mark.parametrize("name", list(FLOAT32))
@@ -65,6 +78,31 @@ def test_every_choice_takes_the_same_steps(outcomes: dict[str, Outcome], name: s
         if found["skipped_steps"] == 0:
             assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
             assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-5)
+
+
+def test_preferences_take_the_same_steps_on_any_stage_and_split(outcomes: dict[str, Outcome], tied_policy: str) -> None:
+    whole = small_comparisons(0, 1)
+    policy = PolicyLogprobs(load_model(tied_policy, "float32"))
+    totals = PairTotals()
+    for microbatch in whole.ranks[0].microbatches:
+        terms = preference_terms(DPO, microbatch, policy(microbatch, 1.0)[0])
+        (terms.loss_sum / whole.ranks[0].denominator).backward()  # type: ignore[no-untyped-call]
+        totals.add(terms)
+    totals.read()
+    first = totals.metrics(whole.ranks[0].denominator)
+    first["gradient_norm"] = float(
+        torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
+    )
+    assert len(whole.ranks[0].microbatches) > 2 and first["gradient_norm"] > 1e-2
+    for name in PREFERENCES:
+        found, expected = (without_speed(outcomes[each].metrics[1]) for each in (name, "preferences, ZeRO-1"))
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), name
+        step = outcomes[name].metrics[0]
+        assert {key: step[key] for key in first} == pytest.approx(first, rel=1e-4, abs=1e-6), name
+    # A new adapter changes nothing yet, so only the gradient differs.
+    adapted = outcomes["preferences, LoRA"].metrics
+    assert adapted[0]["logps/chosen"] == pytest.approx(first["logps/chosen"], rel=1e-5)
+    assert adapted[1]["skipped_steps"] == 0
 
 
 def test_gradients_are_reduced_once_per_step_where_asked_for(outcomes: dict[str, Outcome]) -> None:
@@ -96,7 +134,7 @@ def test_sleeping_changes_nothing_in_bfloat16(outcomes: dict[str, Outcome]) -> N
     assert [without_speed(one) for one in slept] == [without_speed(one) for one in plain]
 
 
-@pytest.mark.parametrize("name", [name for name, case in (FLOAT32 | ODD | BFLOAT16).items() if case.resume])
+@pytest.mark.parametrize("name", [name for name, case in ALL.items() if case.resume])
 def test_state_resumes_to_the_bit(outcomes: dict[str, Outcome], name: str) -> None:
     went_on, resumed = outcomes[name].resumed
     assert without_speed(resumed) == without_speed(went_on)

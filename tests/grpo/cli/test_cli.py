@@ -73,6 +73,7 @@ def config(tmp_path: Path, policy: Path) -> Path:
         (["train"], ["CONFIG", "KEY=VALUE", "GRPO", "resume=auto", "Ctrl-C", "checkpoint", "HTML report", "--debug"]),
         (["view"], ["RUN...", "--export", "--png", "--host", "this machine only"]),
         (["audit"], ["RUN", "Math-Verify", "audit.jsonl", "--limit", "95 % intervals"]),
+        (["dpo"], ["CONFIG", "KEY=VALUE", "preferences", "policy/", "docs/preferences.md"]),
         (["sft"], ["CONFIG", "KEY=VALUE", "prompt and response", "policy/", "Hugging Face"]),
         (
             ["check"],

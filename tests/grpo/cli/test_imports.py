@@ -94,7 +94,7 @@ def test_a_check_without_its_policy_imports_no_engine(tmp_path: Path) -> None:
 
 
 def test_the_loops_import_neither_models_nor_generator() -> None:
-    names = ["grpo.train_loop", "grpo.sft_loop", "grpo.evaluation.evaluate"]
+    names = ["grpo.train_loop", "grpo.sft_loop", "grpo.dpo_loop", "grpo.evaluation.evaluate"]
     program = f"import sys, {', '.join(names)}; print(*sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from grpo.config import SftConfig, TrainConfig, WeightSyncConfig
+from grpo.config import DpoConfig, SftConfig, TrainConfig, WeightSyncConfig
 from grpo.config.file import dump, load
 from grpo.jobs import load_config
 
@@ -272,6 +272,34 @@ def test_rules_of_supervised_fine_tuning(tmp_path: Path, overrides: list[str], t
     assert all(part in line for part in told), line
 
 
+DPO = {
+    "run": {"folder": "r"},
+    "policy": {"path": "p"},
+    "data": {"path": "pairs.jsonl"},
+    "dpo": {"steps": 10},
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["dpo.max_tokens=3000"], ["learner.microbatch_tokens=4096", "2 x dpo.max_tokens=3000", "lower max_tokens"]),
+        (["dpo.loss=ipo", "dpo.label_smoothing=0.1"], ["dpo.label_smoothing=0.1 belongs to dpo.loss=sigmoid"]),
+        (["dpo.loss=ipo", "data.margin=by"], ["data.margin=by belongs to dpo.loss=sigmoid"]),
+        (["dpo.label_smoothing=0.1", "data.margin=by"], ["dpo.label_smoothing=0.1", "data.margin='by'", "remove one"]),
+        (["data.ranking=order", "data.margin=by"], ["a ranking (data.ranking) has no margins"]),
+        (["data.messages=talk"], ["data.messages='talk' belongs to grpo sft", "data.chosen"]),
+        (["policy.path=null", "policy.new={}"], ["policy.new makes random weights, which only grpo sft can teach"]),
+        (["dpo.batch_size=2", "learner.ranks=3"], ["dpo.batch_size=2 leaves some of learner.ranks=3 idle"]),
+        (["dpo.label_smoothing=0.5"], ["dpo.label_smoothing", "less than 0.5"]),
+        (["dpo.los=ipo"], ["did you mean dpo.loss?"]),
+    ],
+)
+def test_rules_of_preferences(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
+    (line,) = problems(tmp_path, DpoConfig, DPO, *overrides)
+    assert all(part in line for part in told), line
+
+
 @pytest.mark.parametrize(
     ("device", "nodes", "shared", "chosen"),
     [
@@ -480,7 +508,13 @@ def test_a_metric_that_is_not_evaluated_chooses_no_best_policy(tmp_path: Path) -
 
 
 def test_a_config_of_the_other_job_is_refused_in_one_sentence() -> None:
-    for schema, name, job in ((SftConfig, "quickstart", "train"), (TrainConfig, "quickstart_sft", "sft")):
+    for schema, name, job in (
+        (SftConfig, "quickstart", "train"),
+        (TrainConfig, "quickstart_sft", "sft"),
+        (TrainConfig, "dpo_quickstart", "dpo"),
+        (SftConfig, "dpo_quickstart", "dpo"),
+        (DpoConfig, "quickstart_sft", "sft"),
+    ):
         with pytest.raises(
             ValueError, match=rf"is a config for `grpo {job}`, because it has .*run `grpo {job} "
         ) as refused:

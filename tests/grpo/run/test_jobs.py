@@ -502,7 +502,7 @@ def sft(settings: SftConfig, monkeypatch: pytest.MonkeyPatch, learner: FakeLearn
     from grpo.sft_loop import sft as run
 
     cluster = FakeCluster(learner or FakeLearner())
-    monkeypatch.setattr("grpo.sft_loop.Cluster", cluster)
+    monkeypatch.setattr("grpo.fine_tuning.Cluster", cluster)
     run(settings, silent_progress())
     return cluster.learner
 

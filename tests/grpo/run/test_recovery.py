@@ -198,7 +198,7 @@ def test_supervised_fine_tuning_goes_on_by_itself_as_if_nothing_had_happened(
             started.append(Mortal())
             return FakeCluster(started[-1])
 
-        monkeypatch.setattr("grpo.sft_loop.Cluster", cluster)
+        monkeypatch.setattr("grpo.fine_tuning.Cluster", cluster)
         settings = sft_settings(folder)
         schedule = settings.sft.model_copy(update={"steps": 7, "checkpoint_every": 2})
         settings = settings.model_copy(update={"sft": schedule})

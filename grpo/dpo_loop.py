@@ -1,0 +1,158 @@
+"""`grpo dpo`: direct preference optimisation on answers that people, or a rule, have ranked."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from grpo.algorithm.comparisons import AnswerComparison, ReferenceLogps, pack_comparisons, preference_batch
+from grpo.algorithm.preference_loss import PAIR_SUMS, pair_sums, preference_metrics
+from grpo.algorithm.rescoring import pack_for_scoring, unpack
+from grpo.cluster.learner_group import LearnerGroup
+from grpo.config import DpoConfig
+from grpo.data.bad_rows import lines_of
+from grpo.data.cursor import Cursor
+from grpo.data.preferences import load_preferences
+from grpo.fine_tuning import fine_tune, under_learner
+from grpo.policy.stored import load_tokenizer, local_or_hub
+from grpo.report.closing_table import ClosingTable
+from grpo.report.progress import Progress
+from grpo.run.stopwatch import Stopwatch
+from grpo.types import Phase
+
+# Answers that the learner scores in one call. The driver holds their log-probabilities of all tokens until it has
+# summed them, and a call must end within a deadline.
+_SCORED_TOGETHER = 4096
+# Steps over which the alarm takes the mean of the chosen answers' log-probability.
+_ALARM_STEPS = 10
+
+
+def dpo(settings: DpoConfig, progress: Progress) -> ClosingTable:
+    """Train a policy on preferences. `grpo.algorithm.preference_loss` has the losses.
+
+    Before the first step, the learner scores all answers: it is the reference then. So a run needs no second model. The
+    scores are in the checkpoints. The run writes the policy in Hugging Face format to `policy/` in the run's folder.
+
+    Raises:
+        ValueError: the config does not fit the data, the policy, the folder or the cluster.
+        TimeoutError: a deadline passed; the message names the operation.
+    """
+    return fine_tune(
+        settings,
+        progress,
+        lambda saved: local_or_hub(settings.policy),
+        lambda start: PreferenceLessons(settings, start, progress),
+    )
+
+
+class PreferenceLessons:
+    """Comparisons of answers, with the log-probabilities of the answers under the reference."""
+
+    def __init__(self, settings: DpoConfig, start: str, progress: Progress) -> None:
+        """Read the data with the tokenizer of the policy `start`."""
+        self._settings, self._progress = settings, progress
+        self._microbatch_tokens = settings.learner.microbatch_tokens
+        data = load_preferences(
+            settings.data,
+            load_tokenizer(start),
+            max_tokens=settings.dpo.max_tokens,
+            microbatch_tokens=self._microbatch_tokens,
+        )
+        rows = len(data.training) + len(data.held_out)
+        if data.dropped:
+            progress.show(
+                f"{data.dropped} of {data.dropped + rows} rows are longer than dpo.max_tokens and are left out"
+            )
+        if data.left_out:
+            progress.show(f"rows left out (data.on_bad_row=drop): {lines_of(data.left_out)}")
+        self._training, self._held_out = data.training, data.held_out
+        self._cursor: Cursor[int] = Cursor(range(len(data.training)), settings.run.seed)
+        self._references: dict[str, list[ReferenceLogps]] = {}
+        self._falls: deque[float] = deque(maxlen=_ALARM_STEPS)
+        self._alarm = settings.dpo.chosen_alarm
+
+    def begin(self, learner: LearnerGroup) -> None:
+        """Score all answers under the starting policy, which is the reference."""
+        parts = {"training": self._training, "held_out": self._held_out}
+        answers = sum(len(each.answers) for part in parts.values() for each in part)
+        with self._progress.phase(Phase.SCORE, f"scoring {answers:,} answers under the starting policy"):
+            self._references = {name: self._scores(learner, part) for name, part in parts.items()}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue with the row after the last row of a checkpoint, and with its reference scores."""
+        self._cursor.load_state_dict(state["cursor"])
+        self._falls.extend(state["falls"])
+        self._references = state["references"]
+        for name, part in (("training", self._training), ("held_out", self._held_out)):
+            if [len(scores) for scores in self._references[name]] != [len(each.answers) for each in part]:
+                raise ValueError(
+                    "the checkpoint has reference scores of other rows than the data has now; resume with the same "
+                    "data, data.validation and dpo.max_tokens, or start a new run folder"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the rows, the reference scores, and the last values that the alarm looks at."""
+        return {"cursor": self._cursor.state_dict(), "references": self._references, "falls": list(self._falls)}
+
+    def step(self, learner: LearnerGroup, step: int, watch: Stopwatch) -> tuple[dict[str, float], int]:
+        """Do an optimizer step on the next comparisons; then evaluate the held-out comparisons if it is time."""
+        dpo = self._settings.dpo
+        drawn = self._cursor.next(dpo.batch_size)
+        comparisons = [self._training[at] for at in drawn]
+        references = [self._references["training"][at] for at in drawn]
+        watch.start(Phase.LEARN)
+        packed = preference_batch(
+            comparisons, references, ranks=learner.ranks, microbatch_tokens=self._microbatch_tokens
+        )
+        metrics = under_learner({**learner.step(packed), **packed.shares()})
+        if self._held_out and (step % dpo.evaluate_every == 0 or step == dpo.steps):
+            watch.start(Phase.EVALUATE)
+            metrics |= self._evaluated(learner)
+        watch.start(None)
+        self._warn_of_fall(step, metrics, references)
+        return metrics, sum(len(answer.token_ids) for each in comparisons for answer in each.answers)
+
+    def _scores(self, learner: LearnerGroup, comparisons: Sequence[AnswerComparison]) -> list[ReferenceLogps]:
+        """Return the log-probability of each answer under the present policy."""
+        answers = [answer for each in comparisons for answer in each.answers]
+        sums: list[float] = []
+        for begin in range(0, len(answers), _SCORED_TOGETHER):
+            part = answers[begin : begin + _SCORED_TOGETHER]
+            batch = pack_for_scoring(part, learner.ranks, self._microbatch_tokens)
+            scored = unpack(batch, learner.logprobs(batch, "policy"))
+            sums += [math.fsum(scored[number]) for number in range(len(part))]
+        remaining = iter(sums)
+        return [tuple(next(remaining) for _ in each.answers) for each in comparisons]
+
+    def _evaluated(self, learner: LearnerGroup) -> dict[str, float]:
+        """Return the metrics of the held-out comparisons under the present policy."""
+        references, totals = self._references["held_out"], torch.zeros(len(PAIR_SUMS), dtype=torch.float64)
+        for comparison, reference, scores in zip(
+            self._held_out, references, self._scores(learner, self._held_out), strict=True
+        ):
+            chosen_nll = -scores[0] / comparison.answers[0].trained_tokens
+            packed = pack_comparisons([comparison], [reference])
+            totals += pair_sums(self._settings.dpo, packed, torch.tensor(scores), chosen_nll)[1]
+        sums = dict(zip(PAIR_SUMS, totals.tolist(), strict=True))
+        return {f"eval/{name}": value for name, value in preference_metrics(sums, len(self._held_out)).items()}
+
+    def _warn_of_fall(self, step: int, metrics: Mapping[str, float], references: Sequence[ReferenceLogps]) -> None:
+        """Warn once if the chosen answers have become less likely than under the starting policy."""
+        if self._alarm is None or "rewards/chosen" not in metrics:
+            return
+        self._falls.append(-metrics["rewards/chosen"] / self._settings.dpo.beta)
+        fall = math.fsum(self._falls) / len(self._falls)
+        if len(self._falls) < _ALARM_STEPS or fall <= self._alarm:
+            return
+        dpo, self._alarm = self._settings.dpo, None
+        remedy = f"raise dpo.sft_weight={dpo.sft_weight:g}" if dpo.sft_weight else "set dpo.sft_weight=1"
+        self._progress.show(
+            f"step {step}: the chosen answers have become less likely than at the start, by {fall:.1f} nats in the "
+            f"mean of {_ALARM_STEPS} steps (dpo.chosen_alarm={dpo.chosen_alarm:g}): the policy moves towards answers "
+            f"that no row shows; {remedy}, which also teaches the chosen answers themselves, or raise dpo.beta "
+            "(docs/preferences.md). This warning appears once"
+        )
