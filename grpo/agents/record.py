@@ -197,11 +197,10 @@ class AgentRecord:
         try:
             if (parent := self._continued(call)) is not None:
                 following = call.messages[_turn_end(call.messages) :]
-                given = self._renderer.after_turn(parent.conversation, following)
-                before = parent.conversation.with_answer(following, given)
+                before = self._renderer.answered(parent.conversation, following)
                 return parent.number, before, before.context
             opening = [self._as_text(message) for message in call.messages]
-            before = Conversation.begin(opening, self._renderer.first_prompt(opening, call.tools), call.tools)
+            before = self._renderer.begin(opening, call.tools)
             return None, before, before.context
         except ValueError as problem:
             raise RefusedCall(str(problem), field="messages") from problem

@@ -235,7 +235,8 @@ class GeneratorGroup:
         waiting = {call: replica for replica in self._replicas for call in (replica.starting, replica.report) if call}
         if not waiting:
             return
-        ready_of(list(waiting), min(wait_s, self._beat_s), count=1, fetch=False)
+        if wait_s > 0:
+            ready_of(list(waiting), min(wait_s, self._beat_s), count=1, fetch=False)
         ready, silent = ready_of(list(waiting), 0.0, fetch=False)
         for reference in ready:
             replica = waiting[reference]

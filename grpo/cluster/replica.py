@@ -107,6 +107,7 @@ class Replica:
     def _send(self, work: Mapping[RequestId, Work]) -> None:
         if work and self._busy_since is None:
             self._busy_since = time.monotonic()
+        # A message costs the driver more than a request in it.
         by_sampling: dict[SamplingParams, list[Request]] = {}
         for item in work.values():
             by_sampling.setdefault(item.sampling, []).append(item.request)

@@ -52,11 +52,7 @@ class SampleStream:
                 raise ValueError(f"request {request.index} is unfinished in this stream; give each a different index")
             self._unfinished.add(request.index)
         mine = (replace(request, stream=self._number) for request in requests)
-        self._ask([Work(request, self._sampling_of(request), self._finished.append) for request in mine])
-
-    def _sampling_of(self, request: Request) -> SamplingParams:
-        most = request.max_tokens
-        return self._sampling if most is None else replace(self._sampling, max_tokens=most)
+        self._ask([Work(request, self._sampling, self._finished.append) for request in mine])
 
     def finished(self, wait: bool = True) -> Finished:
         """Return the groups that finished since the last call, on any replica.

@@ -4,76 +4,87 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from grpo.conversation.parts import Part, TemplateText, TurnShape, parse, require_all
 from grpo.messages import ChatMessage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateText:
-    """Text that the chat template writes. Only here, special tokens stand for themselves."""
-
-    text: str
+Tools = tuple[Mapping[str, Any], ...]
+# Messages, schemas of the tools, and number of messages in the first prompt.
+History = tuple[tuple[ChatMessage, ...], Tools, int]
 
 
 @dataclass(frozen=True, slots=True)
-class WorldText:
-    """Text of a message, as the template writes it (cut, or as a JSON string). `message` is the message's number."""
-
-    text: str
-    message: int
-
-
-@dataclass(frozen=True, slots=True)
-class TurnPlace:
-    """The place of a turn of the policy. `whole` is false where the template writes the turn without its thought."""
-
-    turn: int
-    whole: bool
-
-
-Part = TemplateText | WorldText | TurnPlace
-
-
-@dataclass(frozen=True, slots=True)
-class TurnShape:
-    """What a chat template looks at in a turn of the policy.
+class Rendering:
+    """What a chat template wrote of a conversation's messages and of the prompt for the next turn.
 
     Attributes:
-        closes: whether the turn contains `</think>`.
-        opens: whether `<think>` stands before it. If it does not, the prompt opened the thought.
-        blank: whether there is nothing but spaces in the thought.
+        messages: the messages.
+        tools: schemas of the tools.
+        opening: number of first messages in which the assistant's text was given, not sampled.
+        shapes: shape of each sampled turn.
+        mark: word between which the texts of the messages stand.
+        written: the messages as the template got them.
+        text: the template's text, with its marks.
+        end: place in `text` behind the last mark.
+        template: the template that wrote the text.
     """
 
-    closes: bool
-    opens: bool
-    blank: bool
+    messages: tuple[ChatMessage, ...]
+    tools: Tools
+    opening: int
+    shapes: tuple[TurnShape, ...]
+    mark: str
+    written: tuple[Mapping[str, Any], ...]
+    text: str
+    end: int
+    template: MarkedTemplate = field(repr=False)
 
-    @classmethod
-    def of(cls, text: str, begins_in_thought: bool) -> TurnShape:
-        """Return the shape of a sampled turn.
+    def goes_on(self, template: MarkedTemplate, history: History, new: Sequence[ChatMessage]) -> bool:
+        """Whether this is the template's rendering of the history, and its mark does not occur in new messages."""
+        if self.template is not template or (self.messages, self.tools, self.opening) != history:
+            return False
+        return not any(self.mark in message.content for message in new)
 
-        Where nothing opened a thought, `</think>` closes none. A template would open it after the fact, before tokens
-        that the policy sampled without it.
+    def parts(self) -> list[Part]:
+        """Return the parts, in order.
 
-        Args:
-            text: the turn.
-            begins_in_thought: whether the prompt of the turn opened `<think>`.
+        The template's text stands at both ends and between any two other parts, and may be empty.
+
+        Raises:
+            ValueError: the template leaves out, repeats or takes apart the text of a message.
         """
-        before, closed, _ = text.partition("</think>")
-        _, opened, thought = before.rpartition("<think>")
-        if not opened and not begins_in_thought:
-            closed = ""
-        return cls(bool(closed), bool(closed and opened), not thought.strip())
+        return self._parts_from(0, 0)
+
+    def parts_behind(self, earlier: Rendering) -> list[Part] | None:
+        """Return the parts of a rendering that `MarkedTemplate.continued` made, behind the parts of the earlier one.
+
+        The first is the template's text in the place of the last part of `earlier`. None if the text before differs.
+
+        Raises:
+            ValueError: as in `parts`.
+        """
+        if self.text[: earlier.end] != earlier.text[: earlier.end]:
+            return None
+        return self._parts_from(earlier.end, len(earlier.messages))
+
+    def last_part(self) -> TemplateText:
+        """Return the template's text behind all messages: the prompt for the next turn."""
+        return TemplateText(self.text[self.end :])
+
+    def _parts_from(self, start: int, known: int) -> list[Part]:
+        """Return the parts of the text from `start`, which must show the messages from number `known`, and no other."""
+        parts = parse(self.text, self.mark, self.shapes, start)
+        require_all(parts, self.messages, self.opening, known)
+        return parts
 
 
 class MarkedTemplate:
@@ -115,13 +126,14 @@ class MarkedTemplate:
             roles = ", ".join(str(message["role"]) for message in messages)
             raise ValueError(f"the policy's chat template refuses messages of {roles}: {problem}") from problem
 
-    def parts(
+    def render(
         self,
-        messages: Sequence[ChatMessage],
-        tools: Sequence[Mapping[str, Any]],
+        messages: tuple[ChatMessage, ...],
+        tools: Tools,
         opening: int,
         shapes: Sequence[TurnShape],
-    ) -> list[Part]:
+        later: Sequence[ChatMessage] = (),
+    ) -> Rendering:
         """Render messages and the prompt for the assistant's next turn.
 
         Args:
@@ -129,18 +141,40 @@ class MarkedTemplate:
             tools: schemas of the tools.
             opening: number of first messages in which the assistant's text was given, not sampled.
             shapes: shape of each sampled turn.
-
-        Returns:
-            The parts, in order. The template's text stands at both ends and between any two other parts, and may be
-            empty.
+            later: messages with which the rendering will be `continued`.
 
         Raises:
-            ValueError: the template fails or refuses, or it leaves out, repeats or takes apart the text of a message.
+            ValueError: the template fails or refuses.
         """
-        mark = self._unused_mark([message.content for message in messages], tools)
-        written: list[dict[str, Any]] = []
-        turns = iter(range(len(shapes)))
-        for number, message in enumerate(messages):
+        mark = self._unused_mark([message.content for message in (*messages, *later)], tools)
+        return self._rendered(messages, tools, opening, tuple(shapes), mark, ())
+
+    def continued(self, earlier: Rendering, messages: Sequence[ChatMessage], shape: TurnShape) -> Rendering:
+        """Render a conversation anew after a turn of the policy, and after what the world said to it.
+
+        Args:
+            earlier: the rendering before the turn.
+            messages: the turn, and the messages to it. The mark of `earlier` does not occur in them.
+            shape: shape of the turn.
+
+        Raises:
+            ValueError: the template fails or refuses.
+        """
+        every, shapes = (*earlier.messages, *messages), (*earlier.shapes, shape)
+        return self._rendered(every, earlier.tools, earlier.opening, shapes, earlier.mark, earlier.written)
+
+    def _rendered(
+        self,
+        messages: tuple[ChatMessage, ...],
+        tools: Tools,
+        opening: int,
+        shapes: tuple[TurnShape, ...],
+        mark: str,
+        known: Sequence[Mapping[str, Any]],
+    ) -> Rendering:
+        written = list(known)
+        turns = iter(range(sum(each.role == "assistant" for each in messages[opening : len(known)]), len(shapes)))
+        for number, message in enumerate(messages[len(known) :], len(known)):
             if message.role == "assistant" and number >= opening:
                 turn = next(turns)
                 content = _turn_text(mark, turn, shapes[turn])
@@ -148,9 +182,9 @@ class MarkedTemplate:
                 content = _between_marks(mark, number, message.content)
             named = {"name": message.name} if message.name else {}
             written.append({"role": message.role, "content": content, **named})
-        parts = _parse(self.text(written, tools), mark, shapes)
-        _require_all(parts, messages, opening, len(shapes))
-        return parts
+        text = self.text(written, tools)
+        end = text.find("x", text.rfind(mark) + len(mark)) + 1 if mark in text else 0
+        return Rendering(messages, tools, opening, shapes, mark, tuple(written), text, end, self)
 
     def _unused_mark(self, contents: Sequence[str], tools: Sequence[Mapping[str, Any]]) -> str:
         texts = [*contents, self._source, json.dumps(list(tools), ensure_ascii=False)]
@@ -177,75 +211,3 @@ def _turn_text(mark: str, turn: int, shape: TurnShape) -> str:
         return answer
     thought = "" if shape.blank else f"{mark}t{turn}x"
     return ("<think>\n" if shape.opens else "") + f"{thought}\n</think>\n\n{answer}"
-
-
-def _parse(text: str, mark: str, shapes: Sequence[TurnShape]) -> list[Part]:
-    """Return the parts of a rendered text.
-
-    Marks are found by one pattern that begins with a word, and their neighbours are looked at one by one. So the time
-    grows with the length of the text, and not with its product with the number of turns.
-    """
-    parts: list[Part] = []
-    end = 0
-    marks = re.finditer(rf"{mark}([betc])(\d+)x", text)
-    for match in marks:
-        kind, number, before = match[1], int(match[2]), text[end : match.start()]
-        if kind == "b":
-            close = next(marks, None)
-            _require_pair(close is not None and (close[1], close[2]) == ("e", match[2]))
-            assert close is not None
-            parts += [TemplateText(before), WorldText(text[match.end() : close.start()], number)]
-            match = close
-        elif kind == "t":
-            answer = next(marks, None)
-            _require_pair(answer is not None and (answer[1], answer[2]) == ("c", match[2]))
-            assert answer is not None
-            opening = re.search(r"<think>\s*\Z" if shapes[number].opens else r"\Z", before)
-            between = text[match.end() : answer.start()]
-            _require_pair(opening is not None and between.strip() == "</think>")
-            assert opening is not None
-            parts += [TemplateText(before[: opening.start()]), TurnPlace(number, whole=True)]
-            match = answer
-        else:
-            _require_pair(kind == "c")
-            parts += _answer_parts(before, number, shapes[number])
-        end = match.end()
-    return [*parts, TemplateText(text[end:])]
-
-
-def _answer_parts(before: str, turn: int, shape: TurnShape) -> list[Part]:
-    """Return the parts that end with an answer, whose thought was blank or is not in the text."""
-    thought = None
-    if shape.closes and shape.blank:
-        thought = re.search((r"<think>\s*" if shape.opens else r"\n?") + r"</think>\s*\Z", before)
-    cut = before if thought is None else before[: thought.start()]
-    return [TemplateText(cut), TurnPlace(turn, whole=not shape.closes or thought is not None)]
-
-
-def _require_pair(condition: bool) -> None:
-    if not condition:
-        raise ValueError(
-            "the policy's chat template takes the text of a message apart, so the tokens of that text cannot be known; "
-            "a message of the assistant in a prompt must be without <think>, or the template changed"
-        )
-
-
-def _require_all(parts: Sequence[Part], messages: Sequence[ChatMessage], opening: int, turns: int) -> None:
-    roles = {
-        number: message.role
-        for number, message in enumerate(messages)
-        if message.content.strip() and (message.role != "assistant" or number < opening)
-    }
-    shown = Counter(part.message for part in parts if isinstance(part, WorldText))
-    wrong = next((number for number in roles if shown[number] != 1), None)
-    if wrong is not None:
-        raise ValueError(
-            f"the policy's chat template writes the text of message {wrong + 1} ({roles[wrong]}) {shown[wrong]} "
-            "times; expected once"
-        )
-    places = [part.turn for part in parts if isinstance(part, TurnPlace)]
-    if places != list(range(turns)):
-        raise ValueError(
-            f"the policy's chat template writes the turns {[turn + 1 for turn in places]} of the policy; expected all "
-            f"{turns} in order"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -126,3 +126,15 @@ def _pattern(tokens: Sequence[dict[str, Any]]) -> re.Pattern[str]:
 
 def _cut(run: str, added: dict[str, int]) -> list[str]:
     return [run[:1], run[1:]] if run in added or run.strip() in added else [run]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Yield all texts in plain data, such as the schema of a tool."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (str(key), *strings(item))
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from strings(item)

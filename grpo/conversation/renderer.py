@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.conversation.calls import CallStyle, call_style, calls_in
-from grpo.conversation.marked_template import MarkedTemplate, Part, TemplateText, TurnPlace, TurnShape, WorldText
-from grpo.conversation.plain_text import PlainTokenizer
+from grpo.conversation.marked_template import MarkedTemplate, Rendering
+from grpo.conversation.parts import Part, TemplateText, TurnPlace, TurnShape, WorldText, require_same_header
+from grpo.conversation.plain_text import PlainTokenizer, strings
 from grpo.conversation.segments import Conversation, Segment
 from grpo.messages import ChatMessage, Role
 
@@ -22,8 +23,9 @@ _QUESTION = {"role": "user", "content": 'Two "quoted" words,\nand 3 < 4.'}
 class ChatRenderer:
     """The tokens of conversations in a policy's chat template.
 
-    The template is rendered twice, before and after what the world said. The difference is the tokens to append. What
-    the policy sampled is never rendered and never tokenised again. Text of the world has no special tokens.
+    The template is rendered before and after what the world said. The difference is the tokens to append. What the
+    policy sampled is never rendered and never tokenised again. Text of the world has no special tokens. A conversation
+    keeps its last rendering, so that each answer of the world costs only one.
 
     Attributes:
         refusals: role -> why this role cannot answer the policy in this template. A role that is not here can.
@@ -69,8 +71,8 @@ class ChatRenderer:
         self.rewrites_after: frozenset[Role] = frozenset()
         self._try_roles()
 
-    def first_prompt(self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]] = ()) -> Segment:
-        """Return the tokens of the first prompt.
+    def begin(self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]] = ()) -> Conversation:
+        """Return a conversation that has only its first prompt.
 
         Args:
             messages: messages before the policy's first turn. Messages of the assistant among them are given text, in
@@ -81,9 +83,12 @@ class ChatRenderer:
             ValueError: the template cannot write the messages, does not show the tools, or a schema spells a special
                 token.
         """
+        messages, tools = tuple(messages), tuple(tools)
         if tools:
             self._require_shown(messages, tools)
-        return Segment(tuple(self._ids(self._template.parts(messages, tools, len(messages), ()), ())))
+        rendering = self._template.render(messages, tools, len(messages), ())
+        prompt = Segment(tuple(self._ids(rendering.parts(), ())))
+        return Conversation.begin(messages, prompt, tools, rendering)
 
     def count(self, text: str) -> int:
         """Return the number of tokens of a text, in which special tokens are ordinary text."""
@@ -103,37 +108,59 @@ class ChatRenderer:
         calls = calls_in(text, self.calls, begins_in_thought=self.begins_in_thought) if self.calls else ()
         return ChatMessage("assistant", text, calls=calls)
 
-    def after_turn(self, conversation: Conversation, messages: Sequence[ChatMessage]) -> Segment:
-        """Return the tokens that follow the policy's last turn: its end if that was not sampled, then the messages.
+    def answered(self, conversation: Conversation, messages: Sequence[ChatMessage]) -> Conversation:
+        """Return the conversation after the world answered the policy's last turn.
+
+        The new segment has the tokens that follow the turn: its end if that was not sampled, then the messages. If the
+        template rewrites the history, the segment replaces all tokens so far.
 
         Args:
             conversation: a conversation that ends with a turn of the policy. The texts of its turns are those of
                 `turn_message`.
             messages: what the world says to it.
 
-        Returns:
-            The tokens to append; or, if the template rewrites the history, a segment that replaces all tokens so far.
-
         Raises:
             ValueError: the template cannot write the messages in this place.
         """
         if not conversation.segments[-1].sampled or not messages:
-            raise ValueError("after_turn needs a conversation that ends with a turn of the policy, and messages to it")
+            raise ValueError("an answer needs a conversation that ends with a turn of the policy, and messages to it")
         for message in messages:
             if message.role == "assistant" or message.role in self.refusals:
                 why = self.refusals.get(message.role, "only the policy speaks as the assistant")
                 raise ValueError(f"a message of {message.role!r} cannot answer the policy: {why}")
-        turns, opening, tools = conversation.turns, conversation.opening, conversation.tools
-        spoken = [message for message in conversation.messages[opening:] if message.role == "assistant"]
-        shapes = [TurnShape.of(message.content, self.begins_in_thought) for message in spoken]
-        before = self._template.parts(conversation.messages[:-1], tools, opening, shapes[:-1])
-        after = self._template.parts([*conversation.messages, *messages], tools, opening, shapes)
-        at = after.index(next(part for part in after if isinstance(part, TurnPlace) and part.turn == len(turns) - 1))
-        _require_same_header(before[-1], after[at - 1])
-        if self._keeps or (after[:at] == before and after[at] == TurnPlace(len(turns) - 1, whole=True)):
-            appended = self._ids([TurnPlace(len(turns) - 1, whole=True), *after[at + 1 :]], turns)
+        new = (conversation.messages[-1], *messages)
+        before = self._before_turn(conversation, new)
+        after = self._template.continued(before, new, self._shape(new[0]))
+        return conversation.with_answer(messages, self._given(before, after, conversation.turns), after)
+
+    def _before_turn(self, conversation: Conversation, new: Sequence[ChatMessage]) -> Rendering:
+        """Return the rendering of the conversation without its last turn, whose mark is not in the new messages."""
+        history = (conversation.messages[:-1], conversation.tools, conversation.opening)
+        kept = conversation.rendering
+        if kept is not None and kept.goes_on(self._template, history, new):
+            return kept
+        spoken = [message for message in history[0][conversation.opening :] if message.role == "assistant"]
+        rendering = self._template.render(*history, [self._shape(message) for message in spoken], new)
+        rendering.parts()  # Refuses a template that takes the messages apart.
+        return rendering
+
+    def _shape(self, turn: ChatMessage) -> TurnShape:
+        return TurnShape.of(turn.content, self.begins_in_thought)
+
+    def _given(self, before: Rendering, after: Rendering, turns: Sequence[Segment]) -> Segment:
+        """Return the tokens of the world's answer: those after the last of `turns`, or all of a rewritten history."""
+        last = len(turns) - 1
+        begun: list[Part] = [before.last_part()]
+        parts = after.parts_behind(before)
+        if parts is None:
+            begun, parts = before.parts(), after.parts()
+        at = next(at for at, part in enumerate(parts) if isinstance(part, TurnPlace) and part.turn == last)
+        require_same_header(begun[-1], parts[at - 1])
+        whole = TurnPlace(last, whole=True)
+        if self._keeps or parts[: at + 1] == [*begun, whole]:
+            appended = self._ids([whole, *parts[at + 1 :]], turns)
             return Segment(tuple(appended[len(turns[-1].token_ids) :]))
-        return Segment(tuple(self._ids(after, turns)), rewrites=True)
+        return Segment(tuple(self._ids(after.parts(), turns)), rewrites=True)
 
     def _ids(self, parts: Sequence[Part], turns: Sequence[Segment]) -> list[int]:
         """Return the tokens of rendered parts. Turns are copied; text between special tokens is encoded in one piece.
@@ -211,7 +238,7 @@ class ChatRenderer:
         return [str(self._tokenizer.convert_ids_to_tokens(token)) for token in sorted(ids)]
 
     def _require_shown(self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]]) -> None:
-        for text in _strings(list(tools)):
+        for text in strings(list(tools)):
             special = next((piece for piece in self._plain.pieces(text) if isinstance(piece, int)), None)
             if special is not None:
                 raise ValueError(
@@ -258,7 +285,7 @@ class ChatRenderer:
 
     def _trial(self, role: Role, thought: bool) -> Conversation:
         opening = [ChatMessage("user", _QUESTION["content"])]
-        conversation = Conversation.begin(opening, self.first_prompt(opening))
+        conversation = self.begin(opening)
         for answer in ("It is so.", "Again: 5."):
             text = f"<think>\nHm.\n</think>\n\n{answer}" if thought else answer
             ids = [token for piece in self._plain.pieces(text) for token in self._piece_ids(piece)]
@@ -266,30 +293,8 @@ class ChatRenderer:
             turn = Segment(tuple(ids), True, (0.0,) * len(ids), (0,) * len(ids))
             conversation = conversation.with_turn(ChatMessage("assistant", text), turn)
             messages = [ChatMessage(role, "The 'world' says\nso: {1: 2}.")]
-            conversation = conversation.with_answer(messages, self.after_turn(conversation, messages))
+            conversation = self.answered(conversation, messages)
         return conversation
 
     def _piece_ids(self, piece: str | int) -> list[int]:
         return self._plain.encode(piece) if isinstance(piece, str) else [piece]
-
-
-def _require_same_header(before: Part, after: Part) -> None:
-    """Refuse a template that writes more before the text of a turn than the prompt of that turn had."""
-    shown = before.text if isinstance(before, TemplateText) else ""
-    written = after.text if isinstance(after, TemplateText) else ""
-    if not shown.startswith(written):
-        raise ValueError(
-            f"the policy's chat template asks for a turn with {shown[-60:]!r}, but later writes {written[-60:]!r} "
-            "before the same turn, so the policy's tokens cannot stand there; take a template that writes both alike"
-        )
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from (str(key), *_strings(item))
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from _strings(item)

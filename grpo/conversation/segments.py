@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from grpo.conversation.marked_template import Rendering
 from grpo.messages import ChatMessage
 from grpo.types import Completion
 
@@ -67,12 +68,15 @@ class Conversation:
         opening: number of messages in the first prompt.
         segments: the tokens.
         tools: schemas of the tools in the first prompt.
+        rendering: what the chat template wrote for the last given segment, from which the next answer of the world
+            goes on; None if the renderer must render these messages again.
     """
 
     messages: tuple[ChatMessage, ...]
     opening: int
     segments: tuple[Segment, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    rendering: Rendering | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.opening <= len(self.messages) or not self.segments:
@@ -97,18 +101,26 @@ class Conversation:
 
     @classmethod
     def begin(
-        cls, messages: Sequence[ChatMessage], prompt: Segment, tools: Sequence[Mapping[str, Any]] = ()
+        cls,
+        messages: Sequence[ChatMessage],
+        prompt: Segment,
+        tools: Sequence[Mapping[str, Any]] = (),
+        rendering: Rendering | None = None,
     ) -> Conversation:
         """Return the conversation that has only its first prompt."""
-        return cls(tuple(messages), len(messages), (prompt,), tuple(tools))
+        return cls(tuple(messages), len(messages), (prompt,), tuple(tools), rendering)
 
     def with_turn(self, message: ChatMessage, segment: Segment) -> Conversation:
         """Return the conversation with the policy's next turn."""
-        return replace(self, messages=(*self.messages, message), segments=(*self.segments, segment))
+        said, segments = (*self.messages, message), (*self.segments, segment)
+        return Conversation(said, self.opening, segments, self.tools, self.rendering)
 
-    def with_answer(self, messages: Sequence[ChatMessage], segment: Segment) -> Conversation:
+    def with_answer(
+        self, messages: Sequence[ChatMessage], segment: Segment, rendering: Rendering | None = None
+    ) -> Conversation:
         """Return the conversation with what the world says to the policy's last turn."""
-        return replace(self, messages=(*self.messages, *messages), segments=(*self.segments, segment))
+        said, segments = (*self.messages, *messages), (*self.segments, segment)
+        return Conversation(said, self.opening, segments, self.tools, rendering)
 
     @property
     def context(self) -> tuple[int, ...]:

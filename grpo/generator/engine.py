@@ -242,7 +242,7 @@ class Generator:
             self._engine.add_request(
                 name,
                 {"prompt_token_ids": list(pending.request.token_ids)},
-                self._tokens.engine_sampling(pending.sampling, pending.request.seed),
+                self._tokens.engine_sampling(pending.sampling, pending.request),
             )
         self._pending[name] = pending
 

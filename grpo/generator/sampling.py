@@ -13,7 +13,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from grpo.policy.hub import at_revision, name_of
 from grpo.policy.stored import end_tokens
-from grpo.types import Completion, SamplingParams, VersionSpan
+from grpo.types import Completion, Request, SamplingParams, VersionSpan
 
 # To score a sequence, vLLM must sample one more token. vLLM then returns the log-probabilities of all tokens.
 SCORING = EngineSampling(
@@ -34,19 +34,19 @@ class SamplingTokens:
         self._tokenizer = AutoTokenizer.from_pretrained(name_of(policy_path), **at_revision(policy_path))
         self._ends = end_tokens(policy_path, self._tokenizer)
 
-    def engine_sampling(self, sampling: SamplingParams, seed: int) -> EngineSampling:
-        """Return vLLM's sampling settings for a request."""
+    def engine_sampling(self, sampling: SamplingParams, request: Request) -> EngineSampling:
+        """Return vLLM's sampling settings for a request, whose own limit of tokens comes before that of `sampling`."""
         return EngineSampling(
             n=sampling.samples,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            max_tokens=sampling.max_tokens,
+            max_tokens=sampling.max_tokens if request.max_tokens is None else request.max_tokens,
             stop=list(sampling.stop) or None,
             stop_token_ids=sorted(self._ends),
             include_stop_str_in_output=True,
-            seed=seed,
+            seed=request.seed,
             logprobs=0,
             flat_logprobs=True,
             # If `detokenize` is on, vLLM decodes the text token by token. This is needed only for stop strings.

@@ -73,7 +73,7 @@ def check_head_size(settings: config.TrainConfig) -> None:
         )
 
 
-def head_size_warning(settings: config.SftConfig) -> str | None:
+def head_size_warning(settings: config.FineTuningConfig) -> str | None:
     """Return a warning if a new policy has heads with which `grpo train` cannot sample on a CPU; else None."""
     new = settings.policy.new
     if new is None or planned_device(settings.cluster, samples=False) != "cpu":

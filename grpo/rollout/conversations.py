@@ -99,7 +99,8 @@ class Conversations:
         self._turns, self._worlds, self._renderer = turns, worlds, renderer
         self._limits, self._members = limits, Members(samples)
         self._plays: dict[int, _Play] = {}
-        self._first: dict[int, tuple[tuple[ChatMessage, ...], Segment]] = {}
+        # The beginning that the conversations of a group share.
+        self._begun: dict[int, Conversation] = {}
         self._due: list[Request] = []
         self._keys = itertools.count()
 
@@ -174,31 +175,30 @@ class Conversations:
         if isinstance(event, WorldFailed):
             self._failed(key, play, event)
         elif isinstance(event, Opening):
-            messages, prompt = self._first_prompt(play, event)
-            play.conversation = Conversation.begin(messages, prompt, self._worlds.tools)
+            play.conversation = self._beginning(play, event)
             self._next_turn(key, play)
         elif isinstance(event, Answer):
             self._answered(key, play, event)
         else:
             self._end(key, play, event)
 
-    def _first_prompt(self, play: _Play, opening: Opening) -> tuple[tuple[ChatMessage, ...], Segment]:
+    def _beginning(self, play: _Play, opening: Opening) -> Conversation:
         """Return the first messages and their tokens, which all conversations of a group share."""
         messages = first_messages(messages_of(play.prompt), opening)
-        if play.group not in self._first:
-            prompt = self._renderer.first_prompt(messages, self._worlds.tools)
-            if len(prompt.token_ids) > self._limits.prompt_tokens:
+        if play.group not in self._begun:
+            begun = self._renderer.begin(messages, self._worlds.tools)
+            if len(begun.context) > self._limits.prompt_tokens:
                 raise ValueError(
-                    f"the first prompt of {play.prompt.id} has {len(prompt.token_ids):,} tokens with its tools, more "
+                    f"the first prompt of {play.prompt.id} has {len(begun.context):,} tokens with its tools, more "
                     f"than max_prompt_tokens={self._limits.prompt_tokens}; raise it, or shorten the prompts"
                 )
-            self._first[play.group] = (messages, prompt)
-        if self._first[play.group][0] != messages:
+            self._begun[play.group] = begun
+        if self._begun[play.group].messages != messages:
             raise ValueError(
                 f"reset gave the conversations of prompt {play.prompt.id} different first messages, so their rewards "
                 "cannot be compared; let the first messages depend on the row alone, for example on a seed in the row"
             )
-        return self._first[play.group]
+        return self._begun[play.group]
 
     def _next_turn(self, key: int, play: _Play) -> None:
         """Request the next turn of the policy, or end the conversation at a limit."""
@@ -236,12 +236,13 @@ class Conversations:
             self._close(key, play, ConversationEnd.TURNS)
         else:
             most = max(1, self._limits.observation_tokens // len(answer.messages))
-            said = [
-                replace(message, content=shortened(message.content, most, self._renderer.count))
-                for message in answer.messages
-            ]
-            play.conversation = play.played.with_answer(said, self._renderer.after_turn(play.played, said))
+            said = [self._shortened(message, most) for message in answer.messages]
+            play.conversation = self._renderer.answered(play.played, said)
             self._next_turn(key, play)
+
+    def _shortened(self, message: ChatMessage, most: int) -> ChatMessage:
+        text = shortened(message.content, most, self._renderer.count)
+        return message if text is message.content else replace(message, content=text)
 
     def _close(self, key: int, play: _Play, ended: ConversationEnd) -> None:
         play.ended = ended
@@ -282,7 +283,7 @@ class Conversations:
         cut = play.ended is ConversationEnd.TOKENS
         completion = completion_of(conversation, dialogue, "length" if cut else "stop")
         if self._members.end(play.group, play.member, completion):
-            del self._first[play.group]
+            del self._begun[play.group]
 
 
 def messages_of(prompt: Prompt) -> list[ChatMessage]:

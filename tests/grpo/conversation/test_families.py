@@ -16,7 +16,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from grpo.conversation.calls import CallStyle
 from grpo.conversation.renderer import ChatRenderer
 from grpo.conversation.samples import training_samples
-from grpo.conversation.segments import Conversation
 from grpo.messages import ChatMessage, Role, ToolCall
 
 STYLES = {"qwen3": CallStyle.HERMES, "llama3_1": CallStyle.LLAMA, "deepseek_v3": CallStyle.DEEPSEEK}
@@ -144,7 +143,7 @@ def test_qwen3_keeps_thoughts_between_calls_and_drops_them_when_a_user_speaks(fa
         pytest.skip("only Qwen3's template drops thoughts")
     tools = [{"type": "function", "function": {"name": "python", "description": "Run.", "parameters": {}}}]
     opening = [ChatMessage("user", "6 * 7?")]
-    conversation = Conversation.begin(opening, family.renderer.first_prompt(opening, tools), tools)
+    conversation = family.renderer.begin(opening, tools)
     call = '<tool_call>\n{"name": "python", "arguments": {"code": "6*7"}}\n</tool_call>'
     turn = f"<think>\nCompute.\n</think>\n\n{call}<|im_end|>"
     conversation = answered(family.renderer, conversation, family.ids(turn), [ChatMessage("tool", "42", name="python")])
@@ -167,12 +166,10 @@ def test_qwen3_keeps_thoughts_between_calls_and_drops_them_when_a_user_speaks(fa
 def test_templates_without_tools_are_refused_when_there_are_tools(family: Family) -> None:
     tools = [{"type": "function", "function": {"name": "python", "description": "Run.", "parameters": {}}}]
     if family.name == "qwen3":
-        assert '"name": "python"' in family.shown(
-            family.renderer.first_prompt([ChatMessage("user", "?")], tools).token_ids
-        )
+        assert '"name": "python"' in family.shown(family.renderer.begin([ChatMessage("user", "?")], tools).context)
         return
     with pytest.raises(ValueError, match="does not show tools"):
-        family.renderer.first_prompt([ChatMessage("user", "?")], tools)
+        family.renderer.begin([ChatMessage("user", "?")], tools)
 
 
 def test_a_call_in_the_tokens_of_the_family_is_read(family: Family) -> None:

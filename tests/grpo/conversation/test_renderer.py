@@ -25,7 +25,6 @@ from transformers import PreTrainedTokenizerFast
 
 from grpo.conversation.renderer import ChatRenderer
 from grpo.conversation.samples import training_samples
-from grpo.conversation.segments import Conversation
 from grpo.messages import ChatMessage, MalformedCall, Role, ToolCall
 
 TEMPLATES = {"plain": PLAIN, "forgetful": FORGETFUL, "prefilled": PREFILLED, "quoted": QUOTED}
@@ -173,17 +172,17 @@ def test_a_turn_that_begins_inside_a_thought_has_calls_only_after_it() -> None:
 
 def test_tools_must_be_shown_and_may_not_spell_special_tokens() -> None:
     with pytest.raises(ValueError, match="does not show tools to the policy; take a template that does"):
-        renderer_of("plain").first_prompt([ASK], TOOLS)
+        renderer_of("plain").begin([ASK], TOOLS)
     showing = PLAIN.replace("{%- for message", "{%- if tools %}{{ tools | tojson }}{% endif %}{%- for message", 1)
     renderer = ChatRenderer(small_tokenizer(showing))
-    prompt = renderer.first_prompt([ASK], TOOLS)
+    prompt = renderer.begin([ASK], TOOLS).segments[0]
     assert '"name": "search"' in small_tokenizer(showing).decode(list(prompt.token_ids))
-    conversation = Conversation.begin([ASK], prompt, TOOLS)
+    conversation = renderer.begin([ASK], TOOLS)
     conversation = answered(renderer, conversation, small_tokenizer().encode("Yes.<|im_end|>"), [ASK])
     assert not conversation.segments[-1].rewrites, "the tools stand in the first prompt of both renderings"
     forged = [{"function": {"name": "search", "description": "a </tool_response> b"}}]
     with pytest.raises(ValueError, match=r"schema of a tool spells the special token '</tool_response>'"):
-        renderer.first_prompt([ASK], forged)
+        renderer.begin([ASK], forged)
 
 
 HEADER = "{{ '<|im_start|>assistant\n' }}"
@@ -224,13 +223,13 @@ def test_a_role_that_the_template_cannot_write_is_refused_alone() -> None:
     assert set(renderer.refusals) == {"tool"} and "(tool) 0 times" in renderer.refusals["tool"]
     conversation = begun(renderer, ASK).with_turn(ChatMessage("assistant", "x"), sampled([5]))
     with pytest.raises(ValueError, match=r"a message of 'tool' cannot answer the policy: .* 0 times"):
-        renderer.after_turn(conversation, [ChatMessage("tool", "7")])
+        renderer.answered(conversation, [ChatMessage("tool", "7")])
     with pytest.raises(ValueError, match="only the policy speaks as the assistant"):
-        renderer.after_turn(conversation, [ChatMessage("assistant", "7")])
+        renderer.answered(conversation, [ChatMessage("assistant", "7")])
     with pytest.raises(ValueError, match="ends with a turn of the policy, and messages to it"):
-        renderer.after_turn(conversation, [])
+        renderer.answered(conversation, [])
     with pytest.raises(ValueError, match="ends with a turn of the policy"):
-        renderer.after_turn(begun(renderer, ASK), [ASK])
+        renderer.answered(begun(renderer, ASK), [ASK])
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -16,7 +16,6 @@ from grpo.config import DatasetConfig, NewPolicyConfig
 from grpo.config.inputs import dataset_problems
 from grpo.conversation.calls import CallStyle
 from grpo.conversation.renderer import ChatRenderer
-from grpo.conversation.segments import Conversation
 from grpo.data import maze_games, tool_sums
 from grpo.data.supervised import SupervisedSet, load_supervised
 from grpo.messages import ChatMessage, Role, ToolCall
@@ -53,7 +52,7 @@ def test_every_role_can_speak_in_the_template(policy: str) -> None:
     assert renderer.refusals == {} and renderer.rewrites_after == frozenset()
     assert renderer.calls is CallStyle.HERMES and not renderer.begins_in_thought
     roles: tuple[Role, ...] = ("system", "user", "assistant", "tool", "user")
-    text = tokenizer.decode(renderer.first_prompt([ChatMessage(role, "so") for role in roles]).token_ids)
+    text = tokenizer.decode(renderer.begin([ChatMessage(role, "so") for role in roles]).context)
     assert text == "".join(f"<|{role}|>so<end>" for role in roles) + "<|assistant|>"
 
 
@@ -61,7 +60,7 @@ def test_the_policy_reads_names_and_arguments_of_the_tools(policy: str) -> None:
     tokenizer = load_tokenizer(policy)
     properties = {"a": {"type": "integer"}, "b": {"type": "integer"}}
     add = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": properties}}}
-    prompt = ChatRenderer(tokenizer).first_prompt([ChatMessage("user", "so")], [tool_sums.PYTHON, add])
+    prompt = ChatRenderer(tokenizer).begin([ChatMessage("user", "so")], [tool_sums.PYTHON, add]).segments[0]
     text = tokenizer.decode(prompt.token_ids)
     assert text == "<|tools|>python(code), add(a, b)<end><|user|>so<end><|assistant|>"
     # Each role is a single token.
@@ -77,7 +76,7 @@ def test_the_cold_start_learns_the_tokens_of_the_conversation(policy: str, tmp_p
     first, second = loaded(tokenizer, tmp_path, [row]).sequences
 
     opening = [ChatMessage("user", question)]
-    begun = Conversation.begin(opening, renderer.first_prompt(opening, row["tools"]), row["tools"])
+    begun = renderer.begin(opening, row["tools"])
     assert first.token_ids[: first.prompt_length] == begun.context
     assert tokenizer.decode(first.token_ids[first.prompt_length :]) == f"{call}<end>"
     after = answered(renderer, begun, first.token_ids[first.prompt_length :], [ChatMessage("tool", result)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from conversations.small_chat import small_tokenizer
 
 from grpo.config.conversation import ConversationConfig, EnvironmentConfig
 from grpo.messages import ConversationEnd
+from grpo.rollout.agent_conversations import AgentConversations
 from grpo.rollout.conversations import Conversations
 from grpo.run.streams import Streams, check_prompts
 from grpo.types import Prompt, Request, SamplingParams
@@ -99,6 +101,40 @@ def test_a_tool_of_the_user_answers_the_policy(tmp_path: Path, policy: str) -> N
     # Each turn is a request of its own, within the limit of a turn.
     (sampling,) = generators.sampling
     assert (sampling.samples, sampling.max_tokens) == (1, 300)
+
+
+# It asks twice, without a package for clients, so that it starts in a twentieth of a second.
+PROGRAM = """
+import json, os, sys, urllib.request
+row, messages = json.load(sys.stdin), [{"role": "user", "content": "2+3?"}]
+for question in ("Are you sure?", None):
+    body = json.dumps({"model": os.environ["OPENAI_MODEL"], "messages": messages}).encode()
+    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body)
+    request.add_header("Authorization", "Bearer " + os.environ["OPENAI_API_KEY"])
+    answer = json.load(urllib.request.urlopen(request))["choices"][0]["message"]
+    messages += [answer, {"role": "user", "content": question}]
+"""
+
+
+def test_a_program_of_the_user_plays_the_conversation(tmp_path: Path, policy: str) -> None:
+    (tmp_path / "agent.py").write_text(PROGRAM)
+    turns = Turns(small_tokenizer(WITH_TOOLS), ["It is 5."])
+    settings = Settings(environment=(agent(sys.executable, str(tmp_path / "agent.py")),))
+    with Streams(settings, policy, 1000, tmp_path) as streams:
+        streams.start()
+        stream = streams.stream(Generators(turns), SAMPLING)
+        assert isinstance(stream, AgentConversations)
+        stream.submit([Request(3, (1,), 50)], [prompt()])
+        ((group, completions),) = stream.finished()
+    assert group == 3 and len(completions) == SAMPLING.samples and stream.unfinished == 0
+    for completion in completions:
+        dialogue = completion.dialogue
+        assert dialogue is not None and dialogue.ended is ConversationEnd.OVER
+        assert [message.content for message in dialogue.messages] == ["2+3?", "It is 5.", "Are you sure?", "It is 5."]
+        # The second call continues the first: its prompt is the tokens so far.
+        (start, stop), whole = completion.given[0], (*dialogue.prompt_ids, *completion.token_ids)
+        assert whole[: len(dialogue.prompt_ids) + stop] in [request.token_ids for request in turns.asked]
+        assert start < stop and completion.sampled_tokens == len(completion.token_ids) - (stop - start)
 
 
 def test_the_shorter_limit_holds_for_a_turn(tmp_path: Path, policy: str) -> None:

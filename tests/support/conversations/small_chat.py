@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -101,8 +102,12 @@ def answered(
     """The conversation after the policy sampled `ids` and the world said `answers`."""
     turn = sampled(ids, len(conversation.turns))
     conversation = conversation.with_turn(renderer.turn_message(turn), turn)
-    return conversation.with_answer(answers, renderer.after_turn(conversation, answers))
+    continued = renderer.answered(conversation, answers)
+    # To go on from the last rendering gives the tokens of a rendering of the whole conversation.
+    assert conversation.rendering is not None
+    assert continued == renderer.answered(replace(conversation, rendering=None), answers)
+    return continued
 
 
 def begun(renderer: ChatRenderer, *messages: ChatMessage) -> Conversation:
-    return Conversation.begin(messages, renderer.first_prompt(messages))
+    return renderer.begin(messages)
