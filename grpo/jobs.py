@@ -86,6 +86,8 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
     if owes_evaluations(config) or not is_finished(config.run, steps):
         refuse_what_does_not_fit(config)
         with_recovery(config, lambda: open_progress(title, total_steps=steps, console=console), loop)
+    else:
+        _say_complete(config, console)
     return read_run(config.run.folder)
 
 
@@ -117,7 +119,7 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
         from grpo.run.stored_run import read_run
         from grpo.sft_loop import sft as loop
 
-    if _fits_and_is_open(config):
+    if _fits_and_is_open(config, _terminal(show)):
         with_recovery(config, progress, loop)
     return read_run(config.run.folder)
 
@@ -149,7 +151,7 @@ def dpo(config: DpoConfig, *, show: bool = False) -> StoredRun:
         from grpo.run.recovery import with_recovery
         from grpo.run.stored_run import read_run
 
-    if _fits_and_is_open(config):
+    if _fits_and_is_open(config, _terminal(show)):
         with_recovery(config, progress, loop)
     return read_run(config.run.folder)
 
@@ -166,12 +168,22 @@ def _fine_tuning_display(config: FineTuningConfig, console: Terminal) -> Callabl
     )
 
 
-def _fits_and_is_open(config: FineTuningConfig) -> bool:
+def _say_complete(config: JobConfig, console: Terminal) -> None:
+    """Say that a run is complete, and which changes of the configuration have no effect."""
+    from grpo.run.folder import ignored_changes
+
+    console.print(literal(f"{config.run.folder} is complete: nothing was trained"), soft_wrap=True)
+    for change in ignored_changes(config):
+        console.print(literal(f"  without effect: {change}", "yellow"), soft_wrap=True)
+
+
+def _fits_and_is_open(config: FineTuningConfig, console: Terminal) -> bool:
     """Return whether the job has steps to do; refuse it if it does not fit the memory."""
     from grpo.planning.memory_fit import refuse_what_does_not_fit
     from grpo.run.folder import is_finished
 
     if is_finished(config.run, config.schedule.steps):
+        _say_complete(config, console)
         return False
     refuse_what_does_not_fit(config)
     return True

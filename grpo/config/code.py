@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from rewards.verifiers.code import CodeVerifier
 from sandbox import IsolationLevel, readable_by_programs
 
 if TYPE_CHECKING:
     from grpo.config import DatasetConfig, TrainConfig, VerifierConfig
+
+
+Limits = TypeVar("Limits", bound="Verdicts")
+
+
+class Verdicts(Protocol):
+    """Limits of a verdict: a section with `deadline_s`."""
+
+    @property
+    def deadline_s(self) -> float: ...
+
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self: ...
 
 
 _NAMES = {
@@ -49,6 +64,17 @@ def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> lis
         for name, verifier in built.items()
         if deadline_s < verifier.deadline_s
     ]
+
+
+def with_time_for_programs(limits: Limits, verifiers: Sequence[VerifierConfig]) -> Limits:
+    """Return the limits of a verdict, with a longer `deadline_s` if nobody set it and programs may take longer."""
+    try:
+        needed = max((verifier.deadline_s for verifier in code_verifiers(verifiers).values()), default=0.0)
+    except ValueError:  # `code_problems` reports it.
+        return limits
+    if "deadline_s" in limits.model_fields_set or needed <= limits.deadline_s:
+        return limits
+    return limits.model_copy(update={"deadline_s": needed})
 
 
 def exposed_paths(

@@ -29,7 +29,8 @@ class TaskVerifierConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the verifier."""
     deadline_s: Seconds = 10.0
-    """Longest time for one verdict, in seconds. A slower verdict is a `timeout`, and its worker is killed."""
+    """Longest time for one verdict, in seconds. A slower verdict is a `timeout`, and its worker is killed. If it is not
+    set and a `code` verifier's program may take longer, it is longer."""
     memory_mib: WorkerMemory | None = 2048
     """MiB of address space of one worker. A verdict that needs more is an `error`. None sets no limit."""
 

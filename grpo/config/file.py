@@ -14,9 +14,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, SftConfig, TrainConfig
-from grpo.config.code import code_problems, exposed_paths, local_paths
+from grpo.config.code import code_problems, exposed_paths, local_paths, with_time_for_programs
 from grpo.config.evaluation import EvalConfig, TaskConfig
+from grpo.config.launch import FORMS
 from grpo.config.migrating import foreign_hints, value_hint
+from grpo.config.section import load_yaml
+from grpo.config.verifiers import VerifierConfig
 
 Config = TypeVar("Config", TrainConfig, SftConfig, DpoConfig, FineTuningConfig, EvalConfig, TaskConfig)
 
@@ -73,7 +76,7 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
     problems += list(_drop_unknown(schema, data, schema))
     config: Config | None = None
     try:
-        config = schema.model_validate(data)
+        config = _with_time_for_programs(schema.model_validate(data))
         problems += config.problems()
         if isinstance(config, TrainConfig):
             problems += code_problems(config.verifiers, config.verification.deadline_s)
@@ -90,6 +93,16 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
     if problems or config is None:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise ValueError(f"{count} in {source}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return config
+
+
+def _with_time_for_programs(config: Config) -> Config:
+    if isinstance(config, TrainConfig):
+        limits = with_time_for_programs(config.verification, config.verifiers)
+        return config.model_copy(update={"verification": limits})
+    if isinstance(config, TaskConfig):
+        named = VerifierConfig(name=config.name, use=config.verifier.use, options=config.verifier.options)
+        return config.model_copy(update={"verifier": with_time_for_programs(config.verifier, [named])})
     return config
 
 
@@ -127,7 +140,7 @@ def read(path: Path) -> dict[str, Any]:
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ValueError(f"there is no configuration file {path} (looked from {Path.cwd()}){hint}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as failure:
         raise ValueError(_not_yaml(path, failure)) from failure
     except UnicodeDecodeError as failure:
@@ -167,7 +180,7 @@ def _apply(data: dict[str, Any], override: str) -> str | None:
     if not equals or not key:
         return f"the override {override!r} is not of the form key=value, for example rollout.group_size=16"
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError:
         return f"the value of the override {override!r} is not valid YAML"
     *parents, last = ("run.resume" if key == "resume" else key).split(".")
@@ -263,6 +276,10 @@ def _describe(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where} is missing"
     said = f"{error['msg'][0].lower()}{error['msg'][1:]}"
+    if error["type"] == "string_pattern_mismatch" and (form := FORMS.get(error["ctx"]["pattern"])):
+        said = f"expected {form}"
+    if error["type"] == "string_type" and isinstance(error["input"], dict):
+        return f"{where}: {said}; got {error['input']!r}; text with braces needs quotes: '\"{{prompt}}\"'"
     if hint := value_hint(where, error["input"]):
         # The nearest name here may be another method, so the value's meaning replaces that hint.
         return f"{where}: {said.partition('; did you mean')[0]}; got {error['input']!r}; {hint}"

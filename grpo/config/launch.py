@@ -23,6 +23,15 @@ LocalFolder = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_./@+-]*|\$[A-Za-z_][A
 TimeLimit = Annotated[str, Field(pattern=r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2})$")]
 
 
+# What a pattern stands for, in messages.
+FORMS = {
+    r"^/[^\x00-\x1f\x7f]*$": "an absolute path, such as /shared/runs",
+    r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2})$": "a time as Slurm writes it, such as 12:00:00 or 2-00:00:00",
+    r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": "a name of Kubernetes: lower-case letters, digits, '-' and '.'",
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of an environment variable: letters, digits and '_'",
+    r"^[^\x00-\x1f\x7f]*$": "a single line of text",
+}
+
 # Ray resources that mark nodes for a single kind of actor. `grpo.cluster.cluster` respects them on every node.
 LEARNER_NODE, GENERATOR_NODE = "learner_node", "generator_node"
 

@@ -1,11 +1,13 @@
-"""The base class and the types of all parts of the configuration."""
+"""The base class and the types of all parts of the configuration, and YAML as people write it."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -63,3 +65,24 @@ class FunctionName:
 
 
 Function = Annotated[str, FunctionName()]
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_SIXTIES = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads plain data only, as `yaml.safe_load` does."""
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: Any) -> str:
+        tag = str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
+        return "tag:yaml.org,2002:str" if tag in _NUMBERS and _SIXTIES.fullmatch(value) else tag
+
+
+def load_yaml(text: str) -> Any:
+    """Return the value of a YAML text. `24:00:00` is text, and not the number 86400 that YAML 1.1 reads there.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML.
+    """
+    return yaml.load(text, _PlainLoader)

@@ -23,7 +23,7 @@ def reference_of(source: config.DatasetConfig, row: dict[str, Any], where: str) 
         return _shuffle(source, source.choices, row)
     value = cell(row, source.reference)
     column = f"column {source.reference!r} ({where}.reference)"
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):
         raise BadRow(f"no value in {column}")
     if source.reference_join is not None and isinstance(value, (list, tuple)):
         value = source.reference_join.join(without_dollars(str(part)) for part in value)

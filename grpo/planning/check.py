@@ -29,7 +29,6 @@ from grpo.planning.memory import add_memory
 from grpo.planning.memory_fit import memory_here, refusal, shortage
 from grpo.planning.plan_tables import actors_table, batch_table, new_table, objective_table
 from grpo.planning.policy_shape import architecture_of, shape_for
-from grpo.planning.preferences_plan import show_preferences
 from grpo.planning.refusals import checked_tokenizer, head_size_warning
 from grpo.terminal import literal
 from grpo.visible import visible
@@ -84,6 +83,8 @@ def show_plan(settings: config.JobConfig, console: Console, *, gold_limit: int, 
     console.print(Syntax(visible(dump(settings) if full else differing(settings)), "yaml", background_color="default"))
     tokenizer = checked_tokenizer(settings)
     if isinstance(settings, config.DpoConfig):
+        from grpo.planning.preferences_plan import show_preferences  # It imports torch.
+
         assert tokenizer is not None, "a config of `grpo dpo` names a policy"
         findings = Findings(warnings=show_preferences(settings, tokenizer, console, full=full))
     elif isinstance(settings, config.SftConfig):
@@ -102,6 +103,10 @@ def show_plan(settings: config.JobConfig, console: Console, *, gold_limit: int, 
     if refused:
         console.print(literal("verdict: a run would not start; it needs more memory than there is", "bold red"))
         raise ValueError(refused)
+    if planned_device(settings.cluster) == "cuda" and build() == "cpu":
+        said = "verdict: on a machine with GPUs a run would start; here it would not, as the warning above says"
+        console.print(literal(said, "bold yellow"), soft_wrap=True)
+        return findings.sound
     console.print(_verdict(findings, len(warnings)), soft_wrap=True)
     return findings.sound
 

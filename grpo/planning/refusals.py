@@ -10,7 +10,6 @@ from grpo import config
 from grpo.cluster.device import planned_device
 from grpo.config.verifiers import specs_of
 from grpo.data.described import describe
-from grpo.data.preferences import ranked_answers
 from grpo.data.rows import HubUnreachable
 from grpo.data.supervised import supervised_turns
 from grpo.generator.head_sizes import cpu_head_sizes
@@ -98,6 +97,8 @@ def _head_size_problem(size: int) -> str:
 def _readings(settings: config.JobConfig) -> list[Callable[[], object]]:
     """Functions that read each source of the data without a tokenizer."""
     if isinstance(settings, config.DpoConfig):
+        from grpo.data.preferences import ranked_answers  # It imports torch.
+
         preferences = settings.data
         return [lambda: ranked_answers(preferences)]
     if isinstance(settings, config.FineTuningConfig):

@@ -258,7 +258,7 @@ class Conversations:
         if play.openings == OPENINGS:
             raise RuntimeError(
                 f"the world of prompt {play.prompt.id} failed {OPENINGS} times before its first message: "
-                f"{failure.reason}"
+                f"{failure.reason}; its row has the columns {', '.join(play.prompt.row)}"
             )
         play.openings += 1
         play.waiting_since = time.monotonic()

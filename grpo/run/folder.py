@@ -80,6 +80,13 @@ def is_finished(run: config.RunConfig, steps: int) -> bool:
     return run.resume != "never" and newest is not None and newest.step >= steps
 
 
+def ignored_changes(resolved: config.JobConfig) -> list[str]:
+    """Return what differs between a configuration and the configuration of the complete run in its folder."""
+    path = Path(resolved.run.folder) / run_files.CONFIG
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return changes(before, resolved.model_dump(mode="json")) if before else []
+
+
 def note_fault(folder: Path, line: str) -> None:
     """Add a line to the driver's log and, if the run's folder can be written to, to `faults.log`."""
     logger.warning("%s", line)

@@ -42,13 +42,14 @@ def first_place(
 
 
 def check_places(find: Sequence[str], places: Iterable[str] = PLACES) -> tuple[str, ...]:
-    """Return `find` as a tuple.
+    """Return `find`, which may be a single name, as a tuple.
 
     Raises:
         ValueError: `find` is empty or names an unknown place.
     """
     known = tuple(places)
-    if not find or isinstance(find, str) or any(place not in known for place in find):
+    find = (find,) if isinstance(find, str) else find
+    if not find or any(place not in known for place in find):
         raise ValueError(f"find must name one or more of {', '.join(known)}; got {find!r}")
     return tuple(find)
 

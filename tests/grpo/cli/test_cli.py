@@ -23,12 +23,15 @@ from grpo.cli.app import app
 from grpo.cli.guarded import guarded
 from grpo.cluster.preflight.probes import PROBES, ProbeOutcome
 from grpo.cluster.preflight.probes import table_of as preflight_table
+from grpo.config import TrainConfig
+from grpo.config.file import dump, load
 from grpo.data.arithmetic import demonstrations
 from grpo.evaluation.progress import results_table
 from grpo.planning.memory import GIB
 from grpo.planning.memory_fit import Memory
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import open_progress
+from grpo.run import folder
 from grpo.terminal import LiteralTable, show_traceback
 from grpo.types import Phase
 from grpo.visible import visible
@@ -651,3 +654,17 @@ def test_a_mistake_is_told_before_the_engines_are_imported(config: Path, argumen
 def test_the_version_is_shown() -> None:
     shown = invoke("--version")
     assert shown.exit_code == 0 and shown.stdout.startswith("verigrpo")
+
+
+def test_a_complete_run_says_that_nothing_was_trained_and_what_has_no_effect(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump(load(TrainConfig, config)))
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward/mean": 0.5}) + "\n")
+    monkeypatch.setattr(folder, "is_finished", lambda run, steps: True)
+    result = invoke("train", config, "rollout.temperature=0.5", "resume=auto")
+    assert f"{run} is complete: nothing was trained" in result.output
+    assert "without effect: rollout.temperature: 1.0 -> 0.5" in result.output
+    assert "without effect" not in invoke("train", config, "resume=auto").output

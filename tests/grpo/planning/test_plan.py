@@ -156,7 +156,9 @@ def test_the_size_of_a_policy(dtype: str, size: int) -> None:
 def test_activations_are_those_of_a_share_of_the_layers(share: float, kept: int) -> None:
     policy = PolicyConfig.model_validate({"path": "policy", "dtype": "bfloat16"})
     small = dataclasses.replace(SHAPE, trained=1)
-    parts = device_parts(policy, LearnerConfig(zero_stage=3, gradient_checkpointing=share, microbatch_tokens=1), small)
+    parts = device_parts(
+        policy, LearnerConfig(zero_stage=3, gradient_checkpointing=share, microbatch_tokens=1, kernels="eager"), small
+    )
     # Of the output head: the state of the only token, and its gradient.
     assert parts["activations of a microbatch"] == 7 + kept + 2 * 2 * 2
     assert parts["logits"] == 1.5 * 4 * 10 and parts["gradient of the output head"] == 8 * 10 * 2
@@ -233,7 +235,7 @@ def test_the_plan_is_that_of_the_fullest_moment() -> None:
         return found.moment, dict(found.device)
 
     small, one_layer = LayerBytes(1, 1, 1, 1, 1), LayerBytes(1, 1, 1, 5000, 6000)
-    assert moment(LayerBytes(1000, 10, 7, 3, 4))[0] == "the backward pass of the output head"
+    assert moment(LayerBytes(1000, 10, 7, 3, 4), kernels="eager")[0] == "the backward pass of the output head"
     assert moment(one_layer)[1]["a layer's backward pass"] == 5000
     assert moment(one_layer, gradient_checkpointing=1)[1]["a layer's backward pass"] == 6000
     assert moment(small, pushed=9000) == ("a push of the weights", moment(small, pushed=9000)[1])

@@ -197,7 +197,7 @@ def test_rows_that_do_not_fit_are_refused() -> None:
         check_prompts(Settings(("python",)), iter([prompt(0), prompt(1, role="narrator")]))
 
 
-PROGRAM = """
+ANSWERING = """
 import json, os, sys, urllib.request
 
 row = json.load(sys.stdin)
@@ -212,7 +212,7 @@ print(json.dumps({"answer": "the program's answer"}))
 
 def test_a_program_plays_its_rows_and_the_tools_play_the_others(tmp_path: Path, policy: str) -> None:
     (tmp_path / "my_tools.py").write_text(TOOL)
-    (tmp_path / "my_agent.py").write_text(PROGRAM)
+    (tmp_path / "my_agent.py").write_text(ANSWERING)
     program = EnvironmentConfig(use="agent", command=("python", str(tmp_path / "my_agent.py")), when={"kind": "agent"})
     settings = Settings((f"{tmp_path / 'my_tools.py'}:add",), (program,))
     streams_of = {"turns": [Turns(small_tokenizer(WITH_TOOLS), texts) for texts in (["Five."] * 9, [CALL, "5"])]}

@@ -1,6 +1,6 @@
 """Conversations with real engines: what the latency of tools costs the engines, and the driver's time for a turn.
 
-    python tests/bench/conversations.py [--conversations 256] [--turns 4] [--repeats 3]
+    python tests/bench/conversing/engines.py [--conversations 256] [--turns 4] [--repeats 3]
 
 A tiny policy, made on the spot with random weights, plays groups of eight conversations in two generators on the CPU;
 an environment answers each turn. In one kind of round it answers at once. In the other kind it sleeps first: log-normal

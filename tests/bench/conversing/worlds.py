@@ -1,6 +1,6 @@
 """The processes of conversations: openings per second, the driver's time per turn, and what a tool's latency costs.
 
-    python tests/bench/worlds.py [--worlds 256] [--turns 4] [--tool-s 0.2] [--repeats 5]
+    python tests/bench/conversing/worlds.py [--worlds 256] [--turns 4] [--tool-s 0.2] [--repeats 5]
 
 Each world has the tool `wait`, which sleeps. First all worlds open. Then each plays its turns; the driver answers at
 once, as a policy without latency would. Then all worlds close. Printed are medians over the repeats. The driver's time
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT)]
 
 from grpo.environments.contract import Answer, Opening, WorldFailed  # noqa: E402
