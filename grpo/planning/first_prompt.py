@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.padding import Padding
 
-from grpo.algorithm.comparisons import AnswerComparison
 from grpo.algorithm.packing import TrainingSequence
 from grpo.data.supervised import SupervisedTurn
 from grpo.terminal import literal
@@ -16,6 +15,8 @@ from grpo.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from grpo.algorithm.comparisons import AnswerComparison
 
 # Characters of a prompt and of a reference that are shown without `--full`.
 _PROMPT_CHARACTERS, _REFERENCE_CHARACTERS = 2_000, 200

@@ -163,7 +163,7 @@ def test_a_microbatch_travels_beside_its_pickle(proximal: tuple[float, ...] | No
     for name in (one.name for one in fields(sent) if one.name != "places"):
         expected, found = getattr(sent, name), getattr(came, name)
         if expected is None:
-            assert found is None and (name == "host_source_T" or name.startswith("pair") or proximal is None)
+            assert found is None and (name.startswith(("host_source", "pair", "reference")) or proximal is None)
         else:
             assert found.dtype == expected.dtype and torch.equal(found, expected), name
     arrays = [value for one in fields(sent) if isinstance(value := getattr(sent, one.name), torch.Tensor)]
