@@ -316,7 +316,10 @@ def test_a_nursery_without_descriptors_begins_no_conversation(tmp_path) -> None:
     with begin(tmp_path) as worlds:
         (nursery,) = nurseries() - others
         opened(worlds, 1)
-        taken = {int(each) for each in os.listdir(f"/proc/{nursery.pid}/fd")}
+        # The nursery closes its end of the first connection after the conversation has begun.
+        taken = set[int]()
+        while taken != (taken := {int(each) for each in os.listdir(f"/proc/{nursery.pid}/fd")}):
+            time.sleep(0.2)
         lowest_free = min(set(range(1000)) - taken)
         nursery.rlimit(psutil.RLIMIT_NOFILE, (lowest_free, 1024))
         worlds.open(2, {})
