@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, JobConfig, SftConfig, TrainConfig
 from grpo.config.file import load, read
@@ -17,8 +17,11 @@ from grpo.terminal import Terminal, literal
 
 if TYPE_CHECKING:
     from grpo.evaluation.metrics import TaskMetrics
+    from grpo.report.closing_table import ClosingTable
     from grpo.report.progress import Progress
     from grpo.run.stored_run import StoredRun
+
+FineTuned = TypeVar("FineTuned", SftConfig, DpoConfig)
 
 
 def load_config(path: str | Path, *overrides: str) -> JobConfig:
@@ -113,15 +116,11 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
         TimeoutError: a deadline passed; the message names the operation.
     """
     _require(config, SftConfig, "sft", "train")
-    progress = _fine_tuning_display(config, _terminal(show))
+    console = _begin_fine_tuning(config, show)
     with without_collector():
-        from grpo.run.recovery import with_recovery
-        from grpo.run.stored_run import read_run
         from grpo.sft_loop import sft as loop
 
-    if _fits_and_is_open(config, _terminal(show)):
-        with_recovery(config, progress, loop)
-    return read_run(config.run.folder)
+    return _fine_tune(config, console, loop)
 
 
 def dpo(config: DpoConfig, *, show: bool = False) -> StoredRun:
@@ -145,48 +144,52 @@ def dpo(config: DpoConfig, *, show: bool = False) -> StoredRun:
         TimeoutError: a deadline passed; the message names the operation.
     """
     _require(config, DpoConfig, "dpo", "train")
-    progress = _fine_tuning_display(config, _terminal(show))
+    console = _begin_fine_tuning(config, show)
     with without_collector():
         from grpo.dpo_loop import dpo as loop
+
+    return _fine_tune(config, console, loop)
+
+
+def _begin_fine_tuning(config: FineTuningConfig, show: bool) -> Terminal:
+    """Print the first line of a fine-tuning, before large libraries are imported; return its console."""
+    console = _terminal(show)
+    _say_loading(console, _title(config), "reads the data and starts Ray", config.run.folder)
+    return console
+
+
+def _title(config: FineTuningConfig) -> str:
+    return f"{config.job.upper()} {Path(config.run.folder).name}"
+
+
+def _fine_tune(config: FineTuned, console: Terminal, loop: Callable[[FineTuned, Progress], ClosingTable]) -> StoredRun:
+    """Run a fine-tuning, or continue it; only read it if it is complete."""
+    with without_collector():
+        from grpo.planning.memory_fit import refuse_what_does_not_fit
+        from grpo.report.display import FINE_TUNING_FIELDS
+        from grpo.report.progress import open_progress
+        from grpo.run.folder import is_finished
         from grpo.run.recovery import with_recovery
         from grpo.run.stored_run import read_run
 
-    if _fits_and_is_open(config, _terminal(show)):
-        with_recovery(config, progress, loop)
+    steps, fields = config.schedule.steps, FINE_TUNING_FIELDS[config.job]
+    if is_finished(config.run, steps):
+        _say_complete(config, console)
+    else:
+        refuse_what_does_not_fit(config)
+        with_recovery(
+            config, lambda: open_progress(_title(config), total_steps=steps, fields=fields, console=console), loop
+        )
     return read_run(config.run.folder)
-
-
-def _fine_tuning_display(config: FineTuningConfig, console: Terminal) -> Callable[[], Progress]:
-    """Print the first line of a fine-tuning; return the function that opens its display."""
-    title = f"{config.job.upper()} {Path(config.run.folder).name}"
-    _say_loading(console, title, "reads the data and starts Ray", config.run.folder)
-    with without_collector():
-        from grpo.report.display import FINE_TUNING_FIELDS
-        from grpo.report.progress import open_progress
-    return lambda: open_progress(
-        title, total_steps=config.schedule.steps, fields=FINE_TUNING_FIELDS[config.job], console=console
-    )
 
 
 def _say_complete(config: JobConfig, console: Terminal) -> None:
     """Say that a run is complete, and which changes of the configuration have no effect."""
-    from grpo.run.folder import ignored_changes
+    from grpo.run.folder import changes_since_last_start
 
     console.print(literal(f"{config.run.folder} is complete: nothing was trained"), soft_wrap=True)
-    for change in ignored_changes(config):
+    for change in changes_since_last_start(config):
         console.print(literal(f"  without effect: {change}", "yellow"), soft_wrap=True)
-
-
-def _fits_and_is_open(config: FineTuningConfig, console: Terminal) -> bool:
-    """Return whether the job has steps to do; refuse it if it does not fit the memory."""
-    from grpo.planning.memory_fit import refuse_what_does_not_fit
-    from grpo.run.folder import is_finished
-
-    if is_finished(config.run, config.schedule.steps):
-        _say_complete(config, console)
-        return False
-    refuse_what_does_not_fit(config)
-    return True
 
 
 def evaluate(

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING
 
 from rewards.verifiers.code import CodeVerifier
 from sandbox import IsolationLevel, readable_by_programs
 
 if TYPE_CHECKING:
     from grpo.config import DatasetConfig, TrainConfig, VerifierConfig
-
-
-Limits = TypeVar("Limits", bound="Verdicts")
-
-
-class Verdicts(Protocol):
-    """Limits of a verdict: a section with `deadline_s`."""
-
-    @property
-    def deadline_s(self) -> float: ...
-
-    @property
-    def model_fields_set(self) -> set[str]: ...
-
-    def model_copy(self, *, update: Mapping[str, Any]) -> Self: ...
 
 
 _NAMES = {
@@ -66,15 +51,12 @@ def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> lis
     ]
 
 
-def with_time_for_programs(limits: Limits, verifiers: Sequence[VerifierConfig]) -> Limits:
-    """Return the limits of a verdict, with a longer `deadline_s` if nobody set it and programs may take longer."""
+def time_for_programs(verifiers: Sequence[VerifierConfig]) -> float:
+    """Return how long a verdict may take at most, in seconds, because of its program; 0 without programs."""
     try:
-        needed = max((verifier.deadline_s for verifier in code_verifiers(verifiers).values()), default=0.0)
+        return max((verifier.deadline_s for verifier in code_verifiers(verifiers).values()), default=0.0)
     except ValueError:  # `code_problems` reports it.
-        return limits
-    if "deadline_s" in limits.model_fields_set or needed <= limits.deadline_s:
-        return limits
-    return limits.model_copy(update={"deadline_s": needed})
+        return 0.0
 
 
 def exposed_paths(

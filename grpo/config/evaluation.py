@@ -118,6 +118,11 @@ class TaskConfig(Section):
         return rewarded_by_environment(values, "verifier", {"use": "environment"})
 
     @property
+    def named_verifier(self) -> VerifierConfig:
+        """The verifier, in the form of a run's verifier. Its name is that of the task."""
+        return VerifierConfig(name=self.name, use=self.verifier.use, options=self.verifier.options)
+
+    @property
     def talks(self) -> bool:
         """Whether each completion is a conversation."""
         return bool(self.tools or self.environment)
@@ -130,9 +135,8 @@ class TaskConfig(Section):
         problems += row_problems("data", data)
         if self.shots and not self.shots.path and self.shots.split == data.split:
             problems.append(f"shots.split={self.shots.split} is also the split of the problems; name another split")
-        verifier = VerifierConfig(name=self.name, use=self.verifier.use, options=self.verifier.options)
-        problems += conversation_problems(self.tools, self.environment, self.conversation, [verifier])
-        return problems + code_problems([verifier], self.verifier.deadline_s)
+        problems += conversation_problems(self.tools, self.environment, self.conversation, [self.named_verifier])
+        return problems + code_problems([self.named_verifier], self.verifier.deadline_s)
 
 
 class EndpointConfig(Section):

@@ -14,12 +14,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, SftConfig, TrainConfig
-from grpo.config.code import code_problems, exposed_paths, local_paths, with_time_for_programs
-from grpo.config.evaluation import EvalConfig, TaskConfig
+from grpo.config.code import code_problems, exposed_paths, local_paths, time_for_programs
+from grpo.config.evaluation import EvalConfig, TaskConfig, TaskVerifierConfig
 from grpo.config.launch import FORMS
 from grpo.config.migrating import foreign_hints, value_hint
 from grpo.config.section import load_yaml
-from grpo.config.verifiers import VerifierConfig
+from grpo.config.verifiers import VerificationConfig
 
 Config = TypeVar("Config", TrainConfig, SftConfig, DpoConfig, FineTuningConfig, EvalConfig, TaskConfig)
 
@@ -97,13 +97,18 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
 
 
 def _with_time_for_programs(config: Config) -> Config:
+    """Return the configuration, with a longer deadline of verdicts if nobody set it and programs may take longer."""
+    limits: VerificationConfig | TaskVerifierConfig
     if isinstance(config, TrainConfig):
-        limits = with_time_for_programs(config.verification, config.verifiers)
-        return config.model_copy(update={"verification": limits})
-    if isinstance(config, TaskConfig):
-        named = VerifierConfig(name=config.name, use=config.verifier.use, options=config.verifier.options)
-        return config.model_copy(update={"verifier": with_time_for_programs(config.verifier, [named])})
-    return config
+        key, limits, verifiers = "verification", config.verification, config.verifiers
+    elif isinstance(config, TaskConfig):
+        key, limits, verifiers = "verifier", config.verifier, (config.named_verifier,)
+    else:
+        return config
+    needed = time_for_programs(verifiers)
+    if "deadline_s" in limits.model_fields_set or needed <= limits.deadline_s:
+        return config
+    return config.model_copy(update={key: limits.model_copy(update={"deadline_s": needed})})
 
 
 def _refuse_other_job(schema: type[Config], data: dict[str, Any], source: str) -> None:

@@ -12,24 +12,29 @@ from pydantic import Field, field_validator, model_validator
 
 from grpo.config.section import Positive, Section
 
+_ABSOLUTE_PATH = r"^/[^\x00-\x1f\x7f]*$"
+_TIME = r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2})$"
+_DNS_NAME = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_LINE = r"^[^\x00-\x1f\x7f]*$"
 # Names in Slurm, Kubernetes and NCCL. A shell and a YAML parser read each of them as a plain word.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,:@+-]*$", max_length=200)]
-DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]*$")]
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+DnsName = Annotated[str, Field(pattern=_DNS_NAME, max_length=253)]
+Variable = Annotated[str, Field(pattern=_VARIABLE)]
+AbsolutePath = Annotated[str, Field(pattern=_ABSOLUTE_PATH)]
+Line = Annotated[str, Field(pattern=_LINE)]
 Image = Annotated[str, Field(pattern=r"^[A-Za-z0-9/][A-Za-z0-9_./:@+#-]*$")]
 LocalFolder = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_./@+-]*|\$[A-Za-z_][A-Za-z0-9_]*)$")]
-TimeLimit = Annotated[str, Field(pattern=r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2})$")]
+TimeLimit = Annotated[str, Field(pattern=_TIME)]
 
 
 # What a pattern stands for, in messages.
 FORMS = {
-    r"^/[^\x00-\x1f\x7f]*$": "an absolute path, such as /shared/runs",
-    r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2})$": "a time as Slurm writes it, such as 12:00:00 or 2-00:00:00",
-    r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": "a name of Kubernetes: lower-case letters, digits, '-' and '.'",
-    r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of an environment variable: letters, digits and '_'",
-    r"^[^\x00-\x1f\x7f]*$": "a single line of text",
+    _ABSOLUTE_PATH: "an absolute path, such as /shared/runs",
+    _TIME: "a time as Slurm writes it, such as 12:00:00 or 2-00:00:00",
+    _DNS_NAME: "a name of Kubernetes: lower-case letters, digits, '-' and '.'",
+    _VARIABLE: "the name of an environment variable: letters, digits and '_'",
+    _LINE: "a single line of text",
 }
 
 # Ray resources that mark nodes for a single kind of actor. `grpo.cluster.cluster` respects them on every node.

@@ -31,7 +31,7 @@ from grpo.evaluation.metrics import TaskMetrics, check_failures, task_metrics
 from grpo.evaluation.playing import ConversationSampler
 from grpo.evaluation.problems import repeats_line
 from grpo.evaluation.progress import EvalProgress, results_table
-from grpo.evaluation.questions import MISSING, Question, Sample, Sampler
+from grpo.evaluation.questions import NO_COMPLETION, Question, Sample, Sampler
 from grpo.evaluation.store import (
     LINES,
     TABLE,
@@ -172,7 +172,7 @@ def _judge_again(job: TaskJob, store: CompletionStore, pool: VerifierPool) -> No
     """Judge stored completions again if their verdict failed: the completions are valid."""
     judging = Judging(job.task.name, job.problems, job.sampling.k, pool, store.records)
     failed = [record for record in store.records.values() if record.status.failed]
-    pending = judging.again([record for record in failed if record.finish_reason not in MISSING])
+    pending = judging.again([record for record in failed if record.finish_reason not in NO_COMPLETION])
     for key, sample, future in pending:
         store.add(_record(key, store.records[key].digest, sample, future.result(_wait_s(job, len(pending)))))
 

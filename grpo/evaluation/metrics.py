@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from grpo.evaluation.questions import MISSING
+from grpo.evaluation.questions import NO_COMPLETION
 from grpo.evaluation.statistics import Estimate, majority_is_correct, mean_estimate, pass_at_k
 from grpo.evaluation.store import Judged
 from grpo.visible import one_line
@@ -63,7 +63,7 @@ def check_failures(task: str, rows: Sequence[Judged], most: float) -> None:
         return
     refused = [record for record in failed if record.finish_reason == "refused"]
     ended = [record for record in failed if record.finish_reason == "failed"]
-    unjudged = [record for record in failed if record.finish_reason not in MISSING]
+    unjudged = [record for record in failed if record.finish_reason not in NO_COMPLETION]
     causes = []
     if refused:
         causes.append(
@@ -206,7 +206,7 @@ def _share(task: str, name: str, groups: Sequence[Sequence[Judged]], parts: str 
 
 
 def _lengths(groups: Sequence[Sequence[Judged]]) -> dict[str, Estimate]:
-    answered = _only(groups, lambda row: row.record.finish_reason not in MISSING)
+    answered = _only(groups, lambda row: row.record.finish_reason not in NO_COMPLETION)
     if len(answered) < 2:
         return {}
     tokens = [statistics.fmean(row.record.completion_tokens for row in group) for group in answered]
@@ -216,7 +216,7 @@ def _lengths(groups: Sequence[Sequence[Judged]]) -> dict[str, Estimate]:
 
 def _conversations(groups: Sequence[Sequence[Judged]]) -> dict[str, Estimate]:
     """Return turns and calls of a conversation; nothing for single turns."""
-    played = _only(groups, lambda row: bool(row.record.conversation) and row.record.finish_reason not in MISSING)
+    played = _only(groups, lambda row: bool(row.record.conversation) and row.record.finish_reason not in NO_COMPLETION)
     if len(played) < 2:
         return {}
     counts = {

@@ -13,7 +13,7 @@ from rewards.verdict import Verdict
 _CHARACTERS = 4
 SampleEnd = FinishReason | Literal["refused", "failed"]
 # Ends without a completion. The same command requests these completions again.
-MISSING: tuple[SampleEnd, ...] = ("refused", "failed")
+NO_COMPLETION: tuple[SampleEnd, ...] = ("refused", "failed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grpo import files
-from grpo.evaluation.questions import MISSING, SampleEnd
+from grpo.evaluation.questions import NO_COMPLETION, SampleEnd
 from grpo.report.conversations.columns import storable
 from grpo.report.json_lines import JsonLines, complete_lines
 from rewards.verdict import Status
@@ -211,7 +211,9 @@ def file_digest(path: Path) -> str:
 
 def missing_keys(problems: Iterable[str], seeds: Sequence[int], k: int, have: Mapping[Key, Record]) -> list[Key]:
     """Return, in order, the wanted keys that `have` does not contain, or contains without a completion."""
-    return [key for key in wanted_keys(problems, seeds, k) if key not in have or have[key].finish_reason in MISSING]
+    return [
+        key for key in wanted_keys(problems, seeds, k) if key not in have or have[key].finish_reason in NO_COMPLETION
+    ]
 
 
 def wanted_keys(problems: Iterable[str], seeds: Sequence[int], k: int) -> list[Key]:

@@ -46,12 +46,12 @@ class RankKernels:
     Attributes:
         layout: layout of the sequences, which calls the kernel of attention.
         head: fused functions of the output head; None for the operators of PyTorch.
-        told: what is used and why, in a sentence for each kernel.
+        reasons: what is used and why, in a sentence for each kernel.
     """
 
     layout: Layout
     head: FusedHead | None
-    told: tuple[str, ...]
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,13 @@ def choose_kernels(setup: LearnerSetup) -> RankKernels:
         if attention not in ("auto", "sdpa"):
             raise ValueError(f"learner.attention={attention} needs a GPU and the learner is on a CPU; use auto or sdpa")
         return RankKernels(PackedLayout, None, ())
-    flash, told = _flash_candidates(setup) if attention != "sdpa" and setup.dtype == "bfloat16" else ([], [])
+    flash, left_out = _flash_candidates(setup) if attention != "sdpa" and setup.dtype == "bfloat16" else ([], [])
     on_trial = [*(flash if attention == "auto" else []), *([HEAD] if setup.learner.kernels == "auto" else [])]
     verdicts = tried(tuple(on_trial), _sizes(setup)) if on_trial else {}
-    layout, said = _layout(setup, flash, verdicts)
-    head, head_said = _head(setup, verdicts)
-    chosen = RankKernels(layout, head, (*told, said, head_said))
-    for sentence in chosen.told:
+    layout, of_attention = _layout(setup, flash, verdicts)
+    head, of_head = _head(setup, verdicts)
+    chosen = RankKernels(layout, head, (*left_out, of_attention, of_head))
+    for sentence in chosen.reasons:
         logger.info("%s", sentence)
     return chosen
 
@@ -97,17 +97,17 @@ def _flash_candidates(setup: LearnerSetup) -> tuple[list[str], list[str]]:
     if attention == "varlen":
         return [], []
     capability = gpu_capability()
-    candidates, told = [], []
+    candidates, left_out = [], []
     for name, kernel in FLASH_KERNELS.items():
         if attention not in ("auto", name):
             continue
         if problem := kernel.problem(capability):
             if attention == name:
                 raise ValueError(f"learner.attention={name}: {kernel.title} {problem}; use learner.attention=auto")
-            told.append(f"attention: {kernel.title} {problem}")
+            left_out.append(f"attention: {kernel.title} {problem}")
         else:
             candidates.append(name)
-    return candidates, told
+    return candidates, left_out
 
 
 def gpu_capability() -> int:

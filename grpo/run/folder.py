@@ -36,9 +36,8 @@ def open_folder(run: config.RunConfig, resolved: config.JobConfig, progress: Pro
     newest = checkpoint.latest(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / run_files.CONFIG
-    if newest and path.exists():
-        for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
-            progress.show(f"changed since the last start: {line}")
+    for line in changes_since_last_start(resolved) if newest else ():
+        progress.show(f"changed since the last start: {line}")
     text = dump(resolved)
     files.write_text(path, text)
     logger.info("%s has the SHA-256 %s", path, hashlib.sha256(text.encode()).hexdigest())
@@ -80,11 +79,12 @@ def is_finished(run: config.RunConfig, steps: int) -> bool:
     return run.resume != "never" and newest is not None and newest.step >= steps
 
 
-def ignored_changes(resolved: config.JobConfig) -> list[str]:
-    """Return what differs between a configuration and the configuration of the complete run in its folder."""
+def changes_since_last_start(resolved: config.JobConfig) -> list[str]:
+    """Return what differs between a configuration and the configuration in the run's folder, if there is one."""
     path = Path(resolved.run.folder) / run_files.CONFIG
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return changes(before, resolved.model_dump(mode="json")) if before else []
+    if not path.is_file():
+        return []
+    return changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json"))
 
 
 def note_fault(folder: Path, line: str) -> None:

@@ -144,8 +144,10 @@ class Streams:
         return MixedStream([*streams, conversations], stream_of)
 
     def _turns(self, generators: TurnSource, sampling: SamplingParams) -> RequestStream:
-        longest = min(sampling.max_tokens, self._settings.conversation.max_turn_tokens or sampling.max_tokens)
-        return generators.stream(replace(sampling, samples=1, max_tokens=longest))
+        return generators.stream(replace(sampling, samples=1, max_tokens=self._turn_tokens(sampling)))
+
+    def _turn_tokens(self, sampling: SamplingParams) -> int:
+        return min(sampling.max_tokens, self._settings.conversation.max_turn_tokens or sampling.max_tokens)
 
     def _conversations(self, generators: TurnSource, sampling: SamplingParams, use: str) -> Conversations:
         limits = self._settings.conversation
@@ -157,7 +159,7 @@ class Streams:
                 prompt_tokens=self._prompt_tokens,
                 turns=limits.max_turns,
                 tokens=sampling.max_tokens,
-                turn_tokens=min(sampling.max_tokens, limits.max_turn_tokens or sampling.max_tokens),
+                turn_tokens=self._turn_tokens(sampling),
                 observation_tokens=limits.max_observation_tokens,
                 seconds=limits.deadline_s,
             ),

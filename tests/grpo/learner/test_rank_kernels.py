@@ -98,15 +98,15 @@ def test_a_rank_takes_the_fastest_kernels_that_pass_their_trial(
     assert chosen.head is (compiled_head() if fused else None)
     assert machine.trials == trials
     said = [record.getMessage() for record in caplog.records]
-    assert set(chosen.told) <= set(said)
-    assert sum(line.startswith("output head: ") for line in chosen.told) == 1
+    assert set(chosen.reasons) <= set(said)
+    assert sum(line.startswith("output head: ") for line in chosen.reasons) == 1
     for name, verdict in failed.items():
         assert any(verdict in line and "not used" in line for line in said), name
 
 
 def test_the_log_names_the_kernel_and_why_no_other(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, HOPPER, "fa4", {})
-    first, second, third = choose_kernels(setup_of(policy, **AUTO)).told
+    first, second, third = choose_kernels(setup_of(policy, **AUTO)).reasons
     assert first.startswith("attention: FlashAttention 3 is not installed (")
     assert second == "attention: FlashAttention 4; its outputs and gradients were tried on this GPU"
     assert third == "output head: kernels fused by torch.compile"
