@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rewards.named_files import PACKAGES, load_file, names_a_file, nearest, without_function
-from rewards.raised import describe, is_told
+from rewards.raised import describe, is_from_here
 
 _Loaded = TypeVar("_Loaded")
 
@@ -171,7 +171,7 @@ def loaded(load: Callable[[], _Loaded], key: str, *folders: Path) -> _Loaded:
             hint = "; a file that a config names by its path imports the files beside it as `from helpers import ...`"
         raise ValueError(f"{key}: {describe(problem)}{hint}") from problem
     except (Exception, SystemExit) as problem:
-        if is_told(problem):
+        if is_from_here(problem):
             raise
         raise ValueError(f"{key} could not be loaded: {describe(problem)}") from problem
 

@@ -38,7 +38,7 @@ def describe(problem: BaseException, home: str | None = None) -> str:
     return f"{last[:300]}{_place(problem, home)}{_limit(problem)}"
 
 
-def is_told(problem: BaseException) -> bool:
+def is_from_here(problem: BaseException) -> bool:
     """True for a `ValueError` that this project raised: its message is complete without a place."""
     frames = traceback.extract_tb(problem.__traceback__)
     return isinstance(problem, ValueError) and bool(frames) and frames[-1].filename.startswith(_OURS)
@@ -52,7 +52,7 @@ def _place(problem: BaseException, home: str | None) -> str:
     if not frames:
         return ""
     users = [frame for frame in frames if frame.filename == home or _is_users(frame.filename)]
-    if not users and is_told(problem):
+    if not users and is_from_here(problem):
         return ""
     chosen = (users or list(frames))[-1]
     if chosen.filename.startswith("<"):

@@ -56,7 +56,7 @@ class ActorProcess:
     cause: str
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Name, process and node."""
         return f"{self.name} (pid {self.pid} on {self.address})"
 
@@ -82,7 +82,7 @@ def describe_death(failure: Exception) -> str:
         unreached = "its process or its node cannot be reached any more"
         gone = isinstance(failure, ray.exceptions.ActorUnavailableError)
         cause = known[0].cause or (unreached if gone else _first_line(str(failure)))
-        return f"{known[0].told} died: {cause}{see_log(known[0].name)}"
+        return f"{known[0].description} died: {cause}{see_log(known[0].name)}"
     return f"a process or node was lost: {_first_line(str(failure))}"
 
 
@@ -94,7 +94,7 @@ def dead_peer(references: Sequence[Any]) -> str | None:
         dead = [process for process in actors_of_job() if process.died_at and process.actor in called]
         if dead:
             first = min(dead, key=lambda process: process.died_at)
-            return f"{first.told} died: {first.cause}{see_log(first.name)}"
+            return f"{first.description} died: {first.cause}{see_log(first.name)}"
         if time.monotonic() > until:
             break
         time.sleep(0.1)
@@ -126,7 +126,8 @@ def stacks_of(actors: Iterable[ActorProcess]) -> dict[str, str]:
     actors = list(actors)
     stack_texts = _on_their_nodes(actors, stacks.dump)
     return {
-        actor.told: stack_texts.get((actor.node, actor.pid), f"no answer from node {actor.address}") for actor in actors
+        actor.description: stack_texts.get((actor.node, actor.pid), f"no answer from node {actor.address}")
+        for actor in actors
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from grpo.environments import wire
 from grpo.environments.contract import World, WorldFailed
 from rewards.pool.wire import LENGTH, receive_exactly
-from rewards.raised import describe, is_told
+from rewards.raised import describe, is_from_here
 
 # Makes the world of a row.
 MakeWorld = Callable[[Mapping[str, Any]], World]
@@ -75,7 +75,7 @@ def serve(connection: socket.socket, load: Callable[[], MakeWorld]) -> None:
 
 def reason_of(problem: BaseException) -> str:
     """Return what an exception says, with the user's file and line if the message is not complete without them."""
-    return str(problem) if is_told(problem) else describe(problem)
+    return str(problem) if is_from_here(problem) else describe(problem)
 
 
 def _receive(connection: socket.socket) -> bytes | None:

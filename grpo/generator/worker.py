@@ -45,11 +45,11 @@ class Profiled:
         profiler, self._operator_profiler = self._operator_profiler, None
         rank = self.parallel_config.rank if self.parallel_config.world_size > 1 else None  # type: ignore[attr-defined]
         trace = Path(folder) / (f"{name}.json.gz" if rank is None else f"{name}_worker_{rank}.json.gz")
-        found = profiler.stop(trace)
+        profile = profiler.stop(trace)
         return {
-            "operators": [[one.name, one.self_s, one.calls] for one in found.operators],
-            "operators_s": found.operators_s,
-            "on_gpu": found.on_gpu,
+            "operators": [[each.name, each.self_s, each.calls] for each in profile.operators],
+            "operators_s": profile.operators_s,
+            "on_gpu": profile.on_gpu,
             "trace": str(trace),
         }
 

@@ -62,22 +62,22 @@ def try_head(fused: FusedHead, sizes: Sizes, device: torch.device, tokens: int =
         head.weight = nn.Parameter(weight_VE.to(dtype))
         states_TE = hidden_TE.to(dtype).requires_grad_()
         scored = LogprobHead(head, functions)
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for entropy in ("value", "gradient"):
             values = scored(states_TE, targets_T, 0.8, entropy)
             loss = (values[0] * factors_2T[0]).sum()
             if entropy == "gradient":
                 loss = loss + (values[1] * factors_2T[1]).sum()
-            found += [*values, *torch.autograd.grad(loss, [states_TE, head.weight])]
-        return found
+            outputs += [*values, *torch.autograd.grad(loss, [states_TE, head.weight])]
+        return outputs
 
     names = ("log-probabilities", "entropies", "gradient of states", "gradient of weights")
     return difference((*names, *names), results(fused, torch.bfloat16), results(None, torch.float32))
 
 
-def difference(names: Sequence[str], found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
+def difference(names: Sequence[str], results: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
     """Return the first result that is not finite or differs too much, with its error; empty if there is none."""
-    for name, result, right in zip(names, found, wanted, strict=True):
+    for name, result, right in zip(names, results, expected, strict=True):
         error = float((result.detach().double() - right.detach().double()).norm() / right.detach().double().norm())
         # An error that is not a number fails too.
         if not error <= TOLERANCE:

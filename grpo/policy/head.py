@@ -226,8 +226,8 @@ def _fused_statistics(logits: _Logits, targets_C: Tensor, settings: _Settings) -
     assert settings.fused is not None
     logits_CV = logits()
     temperature = _number(settings.temperature, logits_CV)
-    found = settings.fused.statistics(logits_CV, targets_C, temperature, settings.entropy != "none")
-    return *found, logits_CV
+    statistics = settings.fused.statistics(logits_CV, targets_C, temperature, settings.entropy != "none")
+    return *statistics, logits_CV
 
 
 def _gradient(logits: _Logits, kept_CV: Tensor | None, tokens: _Tokens, settings: _Settings) -> Tensor:

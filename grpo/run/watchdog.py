@@ -102,7 +102,7 @@ class Watchdog:
         actors = [process for process in ray_processes.actors_of_job() if process.pid and not process.died_at]
         waits = self._activity.waits
         silent = {actor for wait in waits for actor in ray_processes.holding_up(wait.references)}
-        guilty = ", ".join(process.told for process in actors if process.actor in silent)
+        guilty = ", ".join(process.description for process in actors if process.actor in silent)
         stalled = f"nothing has moved for {still_s:.0f} s in phase {text!r}"
         stalled += f": waiting for {', '.join(wait.what for wait in waits)}" if waits else ""
         stalled += f"; no answer from {guilty}" if guilty else ""

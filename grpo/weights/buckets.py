@@ -205,7 +205,7 @@ def under_all_names(
     tensors: Iterable[tuple[str, Content]], further_names: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, Content]]:
     """Return the tensors with each tensor under all of its names; see `Bucket.further_names`."""
-    return [(one, tensor) for name, tensor in tensors for one in (name, *further_names.get(name, ()))]
+    return [(each, tensor) for name, tensor in tensors for each in (name, *further_names.get(name, ()))]
 
 
 def file_header(

@@ -21,8 +21,8 @@ _ABSURD = 10.0
 
 def max_or_nan(differences: Iterable[float]) -> float:
     """Return the largest difference; NaN if a difference is NaN. `max` may ignore a NaN."""
-    found = list(differences)
-    return math.nan if any(math.isnan(one) for one in found) else max(found)
+    values = list(differences)
+    return math.nan if any(math.isnan(value) for value in values) else max(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,8 +84,8 @@ def _bullets(text: str, given: Arguments) -> bool:
 
 
 def _highlights(text: str, given: Arguments) -> bool:
-    found = [*_HIGHLIGHT.findall(text), *_DOUBLE_HIGHLIGHT.findall(text)]
-    return bool(sum(bool(inside.strip()) for inside in found) >= given["num_highlights"])
+    highlights = [*_HIGHLIGHT.findall(text), *_DOUBLE_HIGHLIGHT.findall(text)]
+    return bool(sum(bool(inside.strip()) for inside in highlights) >= given["num_highlights"])
 
 
 def _sections(text: str, given: Arguments) -> bool:

@@ -29,7 +29,7 @@ from rewards.adapt import Adapted, prepare
 from rewards.calling import Batch
 from rewards.pool import async_worker, wire
 from rewards.pool.setup import build_all
-from rewards.raised import describe, is_told
+from rewards.raised import describe, is_from_here
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 # Looking it up takes a millisecond, which each fork would spend again.
@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> int:
         try:
             verifiers = build_all(setup)
         except (Exception, SystemExit) as problem:
-            control.send(f"failed {problem if is_told(problem) else describe(problem)}".encode()[:4000])
+            control.send(f"failed {problem if is_from_here(problem) else describe(problem)}".encode()[:4000])
             return 1
         setup["kinds"] = {
             "groups": [name for name, verifier in verifiers.items() if verifier.judges_groups],

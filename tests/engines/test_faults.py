@@ -325,7 +325,7 @@ def throttle():
     while not found and not over.wait(0.2):
         here = ray.is_initialized() and ray.get_runtime_context().get_node_id()
         found = [one for one in ray_processes.actors_of_job() if here and one.alive and one.node != here]
-    print("THROTTLED", found[0].told, flush=True)
+    print("THROTTLED", found[0].description, flush=True)
     while not over.wait(0.02):
         os.kill(found[0].pid, signal.SIGSTOP)
         time.sleep(0.08)

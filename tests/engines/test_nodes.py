@@ -59,12 +59,12 @@ def test_this_machine_passes(ray_running: None) -> None:
     (outcomes,) = preflight.preflight(CPU, 120).values()
     assert set(Path(tempfile.gettempdir()).glob("grpo-preflight-*")) <= before
     assert [probe for probe in PROBES if not outcomes[probe].passed] == [], outcomes
-    assert "1 node(s)" in outcomes["all-reduce"].told and "proven" in outcomes["weight push"].told
+    assert "1 node(s)" in outcomes["all-reduce"].detail and "proven" in outcomes["weight push"].detail
 
 
 def test_a_push_that_does_not_arrive_is_noticed(ray_running: None, forgetful: None) -> None:
     (outcomes,) = preflight.preflight(CPU, 120).values()
-    assert not outcomes["weight push"].passed and "the weights did not arrive" in outcomes["weight push"].told
+    assert not outcomes["weight push"].passed and "the weights did not arrive" in outcomes["weight push"].detail
     assert outcomes["generation"].passed and outcomes["sandbox"].passed
 
 

@@ -228,7 +228,7 @@ def test_only_a_value_error_that_this_package_raised_is_told_without_its_place(f
         with pytest.raises(ValueError) as caught:
             space["frame0"]()
         problem = caught.value.with_traceback(caught.value.__traceback__.tb_next)
-    assert raised.is_told(problem) == told
+    assert raised.is_from_here(problem) == told
 
 
 def test_the_place_is_the_users_and_not_a_librarys(tmp_path) -> None:

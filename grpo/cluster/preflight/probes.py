@@ -42,11 +42,11 @@ class ProbeOutcome:
 
     Attributes:
         passed: whether the probe succeeded.
-        told: a measurement, or the cause of the failure.
+        detail: a measurement, or the cause of the failure.
     """
 
     passed: bool
-    told: str
+    detail: str
 
 
 class NodeProbes:
@@ -240,4 +240,4 @@ def table_of(outcomes_by_node: dict[str, dict[str, ProbeOutcome]]) -> Table:
 
 def _cell(outcome: ProbeOutcome) -> Text:
     status = Text("ok", "green") if outcome.passed else Text("FAILED", "red")
-    return Text.assemble(status, " ", literal(outcome.told))
+    return Text.assemble(status, " ", literal(outcome.detail))
