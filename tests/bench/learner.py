@@ -15,6 +15,7 @@ bfloat16 figure on a GPU, and against what a large matrix product reaches in thi
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -145,7 +146,7 @@ def free_port() -> int:
 
 
 def learner_settings(options: argparse.Namespace) -> config.LearnerConfig:
-    """The learner's section. An older project does not know each key, and then has the only choice."""
+    """The learner's section. An older project does not know each key or `auto`, and then takes its default."""
     keys = {
         "zero_stage": options.zero_stage,
         "microbatch_tokens": options.microbatch_tokens,
@@ -155,8 +156,14 @@ def learner_settings(options: argparse.Namespace) -> config.LearnerConfig:
         "threads": options.threads,
     }
     return config.LearnerConfig.model_validate(
-        {key: value for key, value in keys.items() if key in config.LearnerConfig.model_fields}
+        {key: value for key, value in keys.items() if key in config.LearnerConfig.model_fields and value != "auto"}
     )
+
+
+def learner_setup(**settings: Any) -> LearnerSetup:
+    """The learner's setup, without the settings that an older project does not know."""
+    known = {field.name for field in dataclasses.fields(LearnerSetup)}
+    return LearnerSetup(**{name: value for name, value in settings.items() if name in known})
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -168,7 +175,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         shape = make_random_policy(options.shape, options.dtype, options.longest, Path(folder))
         from grpo.learner.rank import LearnerRank
 
-        setup = LearnerSetup(
+        setup = learner_setup(
             policy_path=folder,
             reference_path=folder,
             dtype=options.dtype,
