@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 from grpo import package_finder
 
 if TYPE_CHECKING:
-    from grpo.config import DpoConfig, SftConfig, TrainConfig
-    from grpo.jobs import dpo, evaluate, load_config, sft, train
+    from grpo.config import DpoConfig, RewardConfig, SftConfig, TrainConfig
+    from grpo.jobs import dpo, evaluate, load_config, reward, sft, train
     from grpo.run.stored_run import StoredRun, read_run
     from rewards import Status, Verdict, build_verifier, correct, scored, unparseable, wrong
 
 __all__ = [
     "DpoConfig",
+    "RewardConfig",
     "SftConfig",
     "Status",
     "StoredRun",
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate",
     "load_config",
     "read_run",
+    "reward",
     "scored",
     "sft",
     "train",
@@ -50,8 +52,8 @@ package_finder.install()
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _MODULES = {
-    "grpo.config": ("DpoConfig", "SftConfig", "TrainConfig"),
-    "grpo.jobs": ("dpo", "evaluate", "load_config", "sft", "train"),
+    "grpo.config": ("DpoConfig", "RewardConfig", "SftConfig", "TrainConfig"),
+    "grpo.jobs": ("dpo", "evaluate", "load_config", "reward", "sft", "train"),
     "grpo.run.stored_run": ("StoredRun", "read_run"),
     "rewards": ("Status", "Verdict", "build_verifier", "correct", "scored", "unparseable", "wrong"),
 }

@@ -5,28 +5,24 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from grpo.algorithm.comparisons import AnswerComparison, ReferenceLogps, pack_comparisons, preference_batch
 from grpo.algorithm.preference_loss import PAIR_SUMS, pair_sums, preference_metrics
-from grpo.algorithm.rescoring import pack_for_scoring, unpack
 from grpo.cluster.learner_group import LearnerGroup
+from grpo.comparison_rows import answer_values, read_comparisons
 from grpo.config import DpoConfig
-from grpo.data.bad_rows import lines_of
 from grpo.data.cursor import Cursor
-from grpo.data.preferences import load_preferences
 from grpo.fine_tuning import fine_tune, under_learner
-from grpo.policy.stored import load_tokenizer, local_or_hub
+from grpo.policy.stored import local_or_hub
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress
 from grpo.run.stopwatch import Stopwatch
 from grpo.types import Phase
 
-# Answers that the learner scores in one call. The driver holds their log-probabilities of all tokens until it has
-# summed them, and a call must end within a deadline.
-_SCORED_TOGETHER = 4096
 # Steps over which the alarm takes the mean of the chosen answers' log-probability.
 _ALARM_STEPS = 10
 
@@ -56,19 +52,7 @@ class PreferenceLessons:
         """Read the data with the tokenizer of the policy `start`."""
         self._settings, self._progress = settings, progress
         self._microbatch_tokens = settings.learner.microbatch_tokens
-        data = load_preferences(
-            settings.data,
-            load_tokenizer(start),
-            max_tokens=settings.dpo.max_tokens,
-            microbatch_tokens=self._microbatch_tokens,
-        )
-        rows = len(data.training) + len(data.held_out)
-        if data.dropped:
-            progress.show(
-                f"{data.dropped} of {data.dropped + rows} rows are longer than dpo.max_tokens and are left out"
-            )
-        if data.left_out:
-            progress.show(f"rows left out (data.on_bad_row=drop): {lines_of(data.left_out)}")
+        data = read_comparisons(settings, start, progress)
         self._training, self._held_out = data.training, data.held_out
         self._cursor: Cursor[int] = Cursor(range(len(data.training)), settings.run.seed)
         self._references: dict[str, list[ReferenceLogps]] = {}
@@ -116,17 +100,12 @@ class PreferenceLessons:
         self._warn_of_fall(step, metrics, references)
         return metrics, sum(len(answer.token_ids) for each in comparisons for answer in each.answers)
 
+    def finish(self, learner: LearnerGroup, folder: Path) -> None:
+        """Add nothing to the policy's folder."""
+
     def _scores(self, learner: LearnerGroup, comparisons: Sequence[AnswerComparison]) -> list[ReferenceLogps]:
         """Return the log-probability of each answer under the present policy."""
-        answers = [answer for each in comparisons for answer in each.answers]
-        sums: list[float] = []
-        for begin in range(0, len(answers), _SCORED_TOGETHER):
-            part = answers[begin : begin + _SCORED_TOGETHER]
-            batch = pack_for_scoring(part, learner.ranks, self._microbatch_tokens)
-            scored = unpack(batch, learner.logprobs(batch, "policy"))
-            sums += [math.fsum(scored[number]) for number in range(len(part))]
-        remaining = iter(sums)
-        return [tuple(next(remaining) for _ in each.answers) for each in comparisons]
+        return answer_values(learner, comparisons, self._microbatch_tokens, math.fsum)
 
     def _evaluated(self, learner: LearnerGroup) -> dict[str, float]:
         """Return the metrics of the held-out comparisons under the present policy."""

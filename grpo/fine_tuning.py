@@ -1,4 +1,4 @@
-"""The loop of the jobs that learn from rows: `grpo sft` and `grpo dpo`. Nothing is sampled."""
+"""The loop of the jobs that learn from rows: `grpo sft`, `grpo dpo` and `grpo reward`. Nothing is sampled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grpo import files
 from grpo.cluster.claim import plan_of
 from grpo.cluster.cluster import Cluster
 from grpo.cluster.learner_group import LearnerGroup
-from grpo.config import DpoConfig, FineTuningConfig
+from grpo.config import DpoConfig, FineTuningConfig, RewardConfig
 from grpo.learner.setup import LearnerSetup
 from grpo.policy.adapters import require_peft
 from grpo.policy.stored import check_positions
@@ -46,6 +46,9 @@ class Lessons(Protocol):
 
     def step(self, learner: LearnerGroup, step: int, watch: Stopwatch) -> tuple[dict[str, float], int]:
         """Do the optimizer step of the number `step`, counted from 1; return its metrics and its number of tokens."""
+
+    def finish(self, learner: LearnerGroup, folder: Path) -> None:
+        """Add to `folder`, which holds the trained policy, what belongs to it."""
 
 
 def fine_tune(
@@ -100,6 +103,7 @@ def fine_tune(
                     # Export before the last checkpoint, because that checkpoint marks the job as complete.
                     with files.whole_folder(folder / run_files.POLICY) as partial:
                         learner.export(str(partial.absolute()))
+                        lessons.finish(learner, partial)
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps or interrupt.requested:
                     with progress.phase(Phase.CHECKPOINT, f"writing the checkpoint of step {step}"):
                         checkpoint.write(folder, step, learner.save, lessons.state_dict(), keep=1)
@@ -132,7 +136,7 @@ def _setups(settings: FineTuningConfig, start: str, cluster: Cluster) -> list[Le
             device=cluster.device,
             collective_deadline_s=settings.cluster.longest_wait_s(),
             skipped_folder=skipped_folder(settings.run),
-            preference=settings.dpo if isinstance(settings, DpoConfig) else None,
+            preference=settings.schedule if isinstance(settings, DpoConfig | RewardConfig) else None,
         )
         for rank in range(settings.learner.ranks)
     ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, JobConfig, SftConfig, TrainConfig
+from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, JobConfig, RewardConfig, SftConfig, TrainConfig
 from grpo.config.file import load, read
 from grpo.start_up import without_collector
 from grpo.terminal import Terminal, literal
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from grpo.report.progress import Progress
     from grpo.run.stored_run import StoredRun
 
-FineTuned = TypeVar("FineTuned", SftConfig, DpoConfig)
+FineTuned = TypeVar("FineTuned", SftConfig, DpoConfig, RewardConfig)
 
 
 def load_config(path: str | Path, *overrides: str) -> JobConfig:
-    """Read and check a configuration file. A section `sft` or `dpo` names its job; any other file is for `train`.
+    """Read and check a configuration file. A section `sft`, `dpo` or `reward` names its job; else it is `train`.
 
     >>> config = grpo.load_config("configs/quickstart.yaml", "train.steps=80", "rollout.group_size=16")
     >>> config.train.steps, config.rollout.group_size, config.rollout.prompts_per_step
@@ -147,6 +147,34 @@ def dpo(config: DpoConfig, *, show: bool = False) -> StoredRun:
     console = _begin_fine_tuning(config, show)
     with without_collector():
         from grpo.dpo_loop import dpo as loop
+
+    return _fine_tune(config, console, loop)
+
+
+def reward(config: RewardConfig, *, show: bool = False) -> StoredRun:
+    """Train a reward model on preferences: a score for each answer (docs/reward_models.md).
+
+    >>> config = grpo.load_config("configs/rlhf_quickstart_reward.yaml", "reward.steps=2", "data.validation=50")
+    >>> run = grpo.reward(config)
+    >>> run.metrics.last_step()
+    2
+
+    Args:
+        config: configuration from `load_config`.
+        show: True to show the phases and the metrics of each step on the terminal.
+
+    Returns:
+        The run, read from its folder; its `policy` is the folder of the reward model.
+
+    Raises:
+        ValueError: the config does not fit the data, the policy, the folder, the memory or the cluster.
+        RuntimeError: the run cannot continue.
+        TimeoutError: a deadline passed; the message names the operation.
+    """
+    _require(config, RewardConfig, "reward", "train")
+    console = _begin_fine_tuning(config, show)
+    with without_collector():
+        from grpo.reward_loop import reward as loop
 
     return _fine_tune(config, console, loop)
 

@@ -77,6 +77,9 @@ class SupervisedLessons:
         watch.start(None)
         return under_learner({**update, **packed.shares()}), sum(len(row.token_ids) for row in rows)
 
+    def finish(self, learner: LearnerGroup, folder: Path) -> None:
+        """Add nothing to the policy's folder."""
+
 
 def _starting_policy(settings: SftConfig, *, make_anew: bool) -> str:
     new = settings.policy.new

@@ -19,8 +19,8 @@ ORDER = (
     {"grpo"},  # grpo/__init__.py: the face
     {"jobs"},
     {"planning"},
-    {"train_loop", "sft_loop", "dpo_loop", "evaluation"},
-    {"fine_tuning"},
+    {"train_loop", "sft_loop", "dpo_loop", "reward_loop", "evaluation"},
+    {"comparison_rows", "fine_tuning"},
     {"run", "launch"},
     {"cluster"},
     {"generator", "learner"},
@@ -41,6 +41,7 @@ ENGINES = {"ray", "vllm", "deepspeed"}
 # What drives the engines when it is imported. Everything else imports on a machine that has none of them.
 DRIVERS = {
     "cluster",
+    "comparison_rows",
     "dpo_loop",
     "evaluation.engine_sampler",
     "evaluation.evaluate",
@@ -56,6 +57,7 @@ DRIVERS = {
     "learner.state",
     "planning.profile",
     "report.ray_metrics",
+    "reward_loop",
     "run.actors",
     "run.held_out",
     "run.pushing",

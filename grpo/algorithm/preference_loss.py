@@ -7,7 +7,7 @@ compare the implicit rewards of the two answers of a pair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from grpo.algorithm.objective import Terms
@@ -131,9 +131,9 @@ def preference_terms(settings: DpoScheduleConfig, batch: Microbatch, logprobs_T:
 class PairTotals(Totals):
     """Sums over microbatches of pairs."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        """Start at zero, on the device of the terms."""
-        super().__init__(device, PAIR_SUMS, bins=0)
+    def __init__(self, device: torch.device | None = None, names: Sequence[str] = PAIR_SUMS) -> None:
+        """Start at zero, on the device of the terms; `names` are the names of the sums."""
+        super().__init__(device, names, bins=0)
 
     def metrics(self, denominator: float, algorithm: AlgorithmConfig | None = None) -> dict[str, float]:
         """Return `preference_metrics` of the sums. Pairs have no `algorithm`."""

@@ -10,7 +10,7 @@ import typer
 from grpo import jobs
 from grpo.cli.guarded import guarded
 from grpo.cli.options import ConfigPath, Debug, LogLevelOption, Overrides, with_log_level
-from grpo.config import DpoConfig, SftConfig, TrainConfig
+from grpo.config import DpoConfig, RewardConfig, SftConfig, TrainConfig
 from grpo.config.file import load
 from grpo.terminal import Terminal, literal
 
@@ -65,6 +65,23 @@ def dpo(
     guarded(job, debug)
 
 
+def reward(
+    config: ConfigPath, overrides: Overrides = None, log_level: LogLevelOption = None, debug: Debug = False
+) -> None:
+    """Train a reward model on preferences: pairs or rankings of answers (Bradley-Terry, Plackett-Luce).
+
+    The run folder's `policy/` gets the model. `AutoModelForSequenceClassification` of `transformers` loads it, and the
+    verifier `reward_model` of `grpo train` scores completions with it. If a process or node dies, the run continues
+    from its newest checkpoint. docs/reward_models.md has the losses, the metrics and the use in `grpo train`.
+    """
+
+    def job() -> None:
+        settings = load(RewardConfig, config, with_log_level(overrides, log_level))
+        Terminal().print(jobs.reward(settings, show=True).summary)
+
+    guarded(job, debug)
+
+
 def launch(
     target: Annotated[Literal["local", "slurm", "kuberay", "ray"], typer.Argument(help="where the job runs")],
     config: ConfigPath,
@@ -75,7 +92,7 @@ def launch(
     """Run a config on this machine, through Slurm, on Kubernetes (KubeRay), or on a running Ray cluster.
 
     The nodes come from the config's section `launch` (docs/cluster.md). The config's keys decide whether `grpo train`,
-    `grpo sft` or `grpo dpo` runs. Each continues from the newest checkpoint, if there is a checkpoint.
+    `grpo sft`, `grpo dpo` or `grpo reward` runs. Each continues from the newest checkpoint, if there is a checkpoint.
     """
     status = 0
 

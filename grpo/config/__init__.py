@@ -2,8 +2,15 @@
 
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import ClusterConfig, WatchdogConfig
-from grpo.config.fine_tuning.jobs import FINE_TUNING, DpoConfig, FineTuningConfig, SftConfig
-from grpo.config.fine_tuning.schedules import DpoScheduleConfig
+from grpo.config.fine_tuning.jobs import (
+    FINE_TUNING,
+    DpoConfig,
+    FineTuningConfig,
+    PreferenceJobConfig,
+    RewardConfig,
+    SftConfig,
+)
+from grpo.config.fine_tuning.schedules import DpoScheduleConfig, RewardScheduleConfig
 from grpo.config.generator import ChosenTransport, GeneratorConfig, RolloutConfig, WeightSyncConfig
 from grpo.config.inputs import (
     ChoicesConfig,
@@ -40,6 +47,9 @@ __all__ = [
     "LoraConfig",
     "NewPolicyConfig",
     "PolicyConfig",
+    "PreferenceJobConfig",
+    "RewardConfig",
+    "RewardScheduleConfig",
     "RolloutConfig",
     "RunConfig",
     "SftConfig",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, SftConfig, TrainConfig
+from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, RewardConfig, SftConfig, TrainConfig
 from grpo.config.code import code_problems, exposed_paths, local_paths, time_for_programs
 from grpo.config.evaluation import EvalConfig, TaskConfig, TaskVerifierConfig
 from grpo.config.launch import FORMS
@@ -21,7 +21,7 @@ from grpo.config.migrating import foreign_hints, value_hint
 from grpo.config.section import load_yaml
 from grpo.config.verifiers import VerificationConfig
 
-Config = TypeVar("Config", TrainConfig, SftConfig, DpoConfig, FineTuningConfig, EvalConfig, TaskConfig)
+Config = TypeVar("Config", TrainConfig, SftConfig, DpoConfig, RewardConfig, FineTuningConfig, EvalConfig, TaskConfig)
 
 # A part of the parser's message, and what to do about it.
 _REMEDIES = (

@@ -167,6 +167,8 @@ def load_preferences(
     *,
     max_tokens: int,
     microbatch_tokens: int,
+    job: str = "dpo",
+    reads_end: bool = False,
 ) -> PreferenceSet:
     """Read a source as comparisons of token ids, and hold out the questions of `validation`.
 
@@ -177,6 +179,9 @@ def load_preferences(
         tokenizer: tokenizer of the policy.
         max_tokens: largest length of a question with an answer, in tokens. Longer rows are dropped.
         microbatch_tokens: largest size of a whole comparison, in tokens.
+        job: command whose section has `max_tokens`, for messages.
+        reads_end: whether the model reads the end token of an answer, as a reward model does. A model never reads the
+            last token of a sequence, so the end token then stands there twice.
 
     Raises:
         ValueError: columns are missing, rows cannot be used, messages have no chat template, the tokenizer has no end
@@ -189,19 +194,20 @@ def load_preferences(
     texts = render(source, tokenizer, [each.messages for each in ranked])
     prompts = tokenize(tokenizer, texts, special=not uses_chat_template(source, tokenizer))
     answers = iter(tokenize(tokenizer, [text for each in ranked for text in each.answers], special=False))
+    ending = (tokenizer.eos_token_id,) * (2 if reads_end else 1)
     fitting: list[tuple[str, AnswerComparison]] = []
     shortest = None
     for each, text, prompt in zip(ranked, texts, prompts, strict=True):
-        ids = [(*next(answers), tokenizer.eos_token_id) for _ in each.answers]
+        ids = [(*next(answers), *ending) for _ in each.answers]
         longest = len(prompt) + max(map(len, ids))
         shortest = longest if shortest is None else min(shortest, longest)
         if prompt and longest <= max_tokens:
             fitting.append((text, AnswerComparison.of(prompt, ids, each.margin)))
     if not fitting:
         raise ValueError(
-            f"none of the {len(ranked)} rows fits dpo.max_tokens={max_tokens}; the shortest needs {shortest} tokens"
+            f"none of the {len(ranked)} rows fits {job}.max_tokens={max_tokens}; the shortest needs {shortest} tokens"
         )
-    _refuse_long_rankings([each for _, each in fitting], microbatch_tokens)
+    _refuse_long_rankings([each for _, each in fitting], microbatch_tokens, job)
     held_out = held_out_texts([text for text, _ in fitting], source.validation, "data.validation")
     return PreferenceSet(
         tuple(each for text, each in fitting if text not in held_out),
@@ -211,11 +217,11 @@ def load_preferences(
     )
 
 
-def _refuse_long_rankings(comparisons: list[AnswerComparison], microbatch_tokens: int) -> None:
+def _refuse_long_rankings(comparisons: list[AnswerComparison], microbatch_tokens: int, job: str) -> None:
     longest = max(comparisons, key=lambda each: each.computed_tokens)
     if longest.computed_tokens > microbatch_tokens:
         raise ValueError(
             f"a ranking of {len(longest.answers)} answers has {longest.computed_tokens} tokens, more than "
             f"learner.microbatch_tokens={microbatch_tokens}, and a microbatch holds all answers to a question; raise "
-            "learner.microbatch_tokens, lower dpo.max_tokens, or shorten the rankings"
+            f"learner.microbatch_tokens, lower {job}.max_tokens, or shorten the rankings"
         )

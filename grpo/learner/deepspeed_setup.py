@@ -20,6 +20,7 @@ from grpo.policy.attention import PACKED
 from grpo.policy.kernels import chosen_kernels, patch_kernels
 from grpo.policy.logprobs import load_model
 from grpo.policy.recompute import recompute
+from grpo.policy.scores import load_scorer
 from grpo.policy.sequence_parallel import ULYSSES
 
 # If this variable is set, torch loads only tensors and plain data, even if a caller allows other objects.
@@ -54,16 +55,17 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
 
 def load_policy(setup: LearnerSetup, path: str, settings: dict[str, Any] | None) -> PreTrainedModel:
     """Load a model; if ZeRO-3 is used, load only this rank's shard. If `settings` is None, load the whole model."""
+    load = load_scorer if setup.scores else load_model
     attention = ULYSSES if setup.learner.sequence_parallel > 1 else PACKED
     if settings and setup.learner.zero_stage == 3:
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         # While this object exists, from_pretrained keeps only this rank's shard of every tensor.
         partitioned = HfDeepSpeedConfig(settings)
-        model = load_model(path, setup.dtype, attention)
+        model = load(path, setup.dtype, attention)
         del partitioned
     else:
-        model = load_model(path, setup.dtype, attention)
+        model = load(path, setup.dtype, attention)
     if chosen_kernels(setup.learner.kernels, setup.device, model.config.model_type) == "liger":
         patch_kernels(model)
     recompute(model, setup.learner.gradient_checkpointing)

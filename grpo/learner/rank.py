@@ -26,9 +26,11 @@ from grpo.algorithm.choices import load_on_rank
 from grpo.algorithm.minibatches import RankBatch
 from grpo.algorithm.objective import Terms, policy_terms, supervised_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
-from grpo.algorithm.preference_loss import PairTotals, preference_terms
+from grpo.algorithm.preference_loss import PAIR_SUMS, PairTotals, preference_terms
 from grpo.algorithm.rescoring import Source
+from grpo.algorithm.reward_models.loss import REWARD_SUMS, reward_terms
 from grpo.algorithm.totals import Totals
+from grpo.config import RewardScheduleConfig
 from grpo.learner.deepspeed_setup import deepspeed_settings, load_policy, parameter_groups
 from grpo.learner.device import prepare_device
 from grpo.learner.export import PolicyExport
@@ -42,6 +44,7 @@ from grpo.policy.adapters import adapters_off, add_adapters
 from grpo.policy.head import Entropy
 from grpo.policy.hub import at_revision, name_of
 from grpo.policy.logprobs import DTYPES, PolicyLogprobs
+from grpo.policy.scores import PolicyScores, set_padding
 from grpo.policy.sequence_parallel import SequenceGroup, register_attention
 from grpo.weights.outlet import WeightOutlet
 from grpo.weights.source import PolicyWeights
@@ -76,7 +79,12 @@ class LearnerRank:
         # A checkpoint's policy contains merged adapters. So add adapters to the policy that the run started from.
         path = setup.reference_path if self._lora else setup.policy_path
         kernels = choose_kernels(setup)
-        module = PolicyLogprobs(load_policy(setup, path, settings), self._group, kernels.layout, kernels.head)
+        model = load_policy(setup, path, settings)
+        module: PolicyLogprobs | PolicyScores = (
+            PolicyScores(model, kernels.layout)
+            if setup.scores
+            else PolicyLogprobs(model, self._group, kernels.layout, kernels.head)
+        )
         if self._lora:
             add_adapters(module.model, self._lora, setup.seed)
         # The fused step takes a tenth of the time on a CPU thread. On a GPU it needs no second copy of a moment.
@@ -84,6 +92,8 @@ class LearnerRank:
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=setup.learner.betas, fused=True)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         tokenizer = AutoTokenizer.from_pretrained(name_of(setup.policy_path), **at_revision(setup.policy_path))
+        if setup.scores:
+            set_padding(model, tokenizer)
         gather = self._gathered if setup.learner.zero_stage == 3 else None
         self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
         self._export = PolicyExport(self._engine.module.model, self._weights, tokenizer, setup, self._gathered)
@@ -141,7 +151,7 @@ class LearnerRank:
         rate = learning_rate(self._setup.learner, self._counts.optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        totals = PairTotals(self._device) if self._setup.preference else Totals(self._device)
+        totals = self._totals()
         last = len(batch.microbatches) - 1
         with self._reduction(len(batch.microbatches)):
             for index, microbatch in enumerate(batch.microbatches):
@@ -194,8 +204,15 @@ class LearnerRank:
             return self._engine.coalesce_grad_reduction()  # type: ignore[no-any-return]
         return contextlib.nullcontext()
 
+    def _totals(self) -> Totals:
+        if not self._setup.preference:
+            return Totals(self._device)
+        return PairTotals(self._device, REWARD_SUMS if self._setup.scores else PAIR_SUMS)
+
     def _terms(self, batch: Microbatch) -> Terms:
         algorithm, preference = self._setup.algorithm, self._setup.preference
+        if isinstance(preference, RewardScheduleConfig):
+            return reward_terms(preference, batch, self._engine(batch)[0])
         if preference:
             return preference_terms(preference, batch, self._engine(batch, self._setup.temperature)[0])
         if algorithm is None:

@@ -28,7 +28,7 @@ class LearnerSetup:
         device: `cpu` or `cuda`.
         collective_deadline_s: longest wait for the other ranks in a collective, in seconds.
         skipped_folder: folder for batches whose loss or gradient is not finite; every rank must reach it.
-        preference: the loss of pairs of answers; None for other objectives.
+        preference: the loss of pairs of answers, of a policy or of a reward model; None for other objectives.
     """
 
     policy_path: str
@@ -44,7 +44,12 @@ class LearnerSetup:
     device: Device
     collective_deadline_s: float
     skipped_folder: str
-    preference: config.DpoScheduleConfig | None = None
+    preference: config.DpoScheduleConfig | config.RewardScheduleConfig | None = None
+
+    @property
+    def scores(self) -> bool:
+        """Whether the model is a reward model, with a score in place of the output head."""
+        return isinstance(self.preference, config.RewardScheduleConfig)
 
 
 def learner_setups(

@@ -82,10 +82,10 @@ def show_plan(settings: config.JobConfig, console: Console, *, gold_limit: int, 
     console.print(literal("config" if full else "config: what differs from the defaults (--full prints all)", "bold"))
     console.print(Syntax(visible(dump(settings) if full else differing(settings)), "yaml", background_color="default"))
     tokenizer = checked_tokenizer(settings)
-    if isinstance(settings, config.DpoConfig):
+    if isinstance(settings, config.PreferenceJobConfig):
         from grpo.planning.preferences_plan import show_preferences  # It imports torch.
 
-        assert tokenizer is not None, "a config of `grpo dpo` names a policy"
+        assert tokenizer is not None, "a config of preferences names a policy"
         findings = Findings(warnings=show_preferences(settings, tokenizer, console, full=full))
     elif isinstance(settings, config.SftConfig):
         findings = _check_supervised(settings, tokenizer, console, full=full)

@@ -109,7 +109,7 @@ def _repeats(settings: config.JobConfig) -> float:
 
     A microbatch holds a prompt once for several of its completions, and attention repeats it for each of them.
     """
-    if isinstance(settings, config.DpoConfig):
+    if isinstance(settings, config.PreferenceJobConfig):
         # Two answers share a prompt that is about as long as an answer: 4 parts for the 3 that are computed.
         return 4 / 3
     if isinstance(settings, config.FineTuningConfig):

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from grpo import config
 from grpo.algorithm.comparisons import AnswerComparison
+from grpo.config.fine_tuning.schedules import PreferenceScheduleConfig
 from grpo.data.bad_rows import lines_of
 from grpo.data.preferences import PreferenceSet, load_preferences
 from grpo.planning.first_prompt import show_first_comparison
@@ -24,26 +25,30 @@ _LENGTH_SHARE = 0.75
 
 
 def show_preferences(
-    settings: config.DpoConfig, tokenizer: PreTrainedTokenizerBase, console: Console, *, full: bool
+    settings: config.PreferenceJobConfig, tokenizer: PreTrainedTokenizerBase, console: Console, *, full: bool
 ) -> tuple[str, ...]:
     """Print the preferences as the policy reads them; return warnings about them.
 
     Raises:
         ValueError: the data cannot be used (`grpo.data.preferences`).
     """
+    scores = isinstance(settings, config.RewardConfig)
     data = load_preferences(
         settings.data,
         tokenizer,
-        max_tokens=settings.dpo.max_tokens,
+        max_tokens=settings.schedule.max_tokens,
         microbatch_tokens=settings.learner.microbatch_tokens,
+        job=settings.job,
+        reads_end=scores,
     )
     console.print(_data_table(settings, data))
     show_first_comparison(data.training[0], tokenizer, console, full=full)
-    console.print(_loss_table(settings.dpo))
-    return tuple(_warnings(data.training))
+    console.print(_loss_table(settings.schedule))
+    learnt = "the reward model may only measure" if scores else "the policy may learn"
+    return tuple(_warnings(data.training, learnt))
 
 
-def _data_table(settings: config.DpoConfig, data: PreferenceSet) -> Table:
+def _data_table(settings: config.PreferenceJobConfig, data: PreferenceSet) -> Table:
     table, comparisons = new_table("data"), data.training
     pairs = sum(len(each.pairs) for each in comparisons)
     table.add_row("training", f"{len(comparisons):,} rows, {pairs:,} pairs; {data.dropped:,} too long and left out")
@@ -57,7 +62,9 @@ def _data_table(settings: config.DpoConfig, data: PreferenceSet) -> Table:
     table.add_row("best answer, tokens", _spread(best))
     table.add_row("worse answers, tokens", _spread(worse))
     table.add_row("a comparison, tokens", _spread([each.computed_tokens for each in comparisons]))
-    table.add_row("passes over the rows", f"{settings.dpo.steps * settings.dpo.batch_size / len(comparisons):.2g}")
+    table.add_row(
+        "passes over the rows", f"{settings.schedule.steps * settings.schedule.batch_size / len(comparisons):.2g}"
+    )
     return table
 
 
@@ -67,8 +74,18 @@ def _spread(lengths: Sequence[int]) -> str:
     return f"median {statistics.median(ordered):g}, 99th percentile {at_99:,}, longest {ordered[-1]:,}"
 
 
-def _loss_table(dpo: config.DpoScheduleConfig) -> Table:
+def _loss_table(schedule: PreferenceScheduleConfig) -> Table:
     table = new_table("objective")
+    if isinstance(schedule, config.RewardScheduleConfig):
+        rankings = "Plackett-Luce: the likelihood of a whole ranking"
+        pairs = "Bradley-Terry: -log sigmoid of the difference of the two scores"
+        table.add_row("loss", rankings if schedule.loss == "plackett_luce" else pairs)
+        if schedule.center:
+            table.add_row("centring", f"{schedule.center:g} x the squared sum of the two scores of a pair")
+        table.add_row("model", "the starting policy with a score head in place of its output head")
+        return table
+    assert isinstance(schedule, config.DpoScheduleConfig)
+    dpo = schedule
     if dpo.loss == "ipo":
         table.add_row("loss", f"IPO: squared distance of the log-ratios to {1 / (2 * dpo.beta):g} nats per token")
     else:
@@ -80,7 +97,7 @@ def _loss_table(dpo: config.DpoScheduleConfig) -> Table:
     return table
 
 
-def _warnings(comparisons: Sequence[AnswerComparison]) -> list[str]:
+def _warnings(comparisons: Sequence[AnswerComparison], learnt: str) -> list[str]:
     lengths = [[len(answer.token_ids) for answer in each.answers] for each in comparisons]
     pairs = [
         (row[better], row[worse])
@@ -94,5 +111,5 @@ def _warnings(comparisons: Sequence[AnswerComparison]) -> list[str]:
         return []
     return [
         f"in {share:.0%} of the pairs the better answer is the {word} one, so length alone predicts the preference; "
-        "the policy may learn the length (docs/preferences.md#length)"
+        f"{learnt} the length (docs/preferences.md#length)"
     ]

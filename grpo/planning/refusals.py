@@ -96,7 +96,7 @@ def _head_size_problem(size: int) -> str:
 
 def _readings(settings: config.JobConfig) -> list[Callable[[], object]]:
     """Functions that read each source of the data without a tokenizer."""
-    if isinstance(settings, config.DpoConfig):
+    if isinstance(settings, config.PreferenceJobConfig):
         from grpo.data.preferences import ranked_answers  # It imports torch.
 
         preferences = settings.data

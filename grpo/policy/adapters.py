@@ -95,9 +95,11 @@ def adapted_layers(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Lin
     Raises:
         ValueError: a target does not name a linear layer.
     """
-    head = model.get_output_embeddings()
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
     linear = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer not in heads
     }
     if lora.targets == "all-linear":
         return linear
@@ -141,7 +143,7 @@ def require_peft(learner: LearnerConfig) -> None:
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
-    """Insert adapters into `model`. Only their parameters are trained.
+    """Insert adapters into `model`. Only their parameters are trained, and the head of a reward model.
 
     Args:
         model: model to change in place. The model's outputs stay the same, because B is zero.
@@ -166,6 +168,9 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, _ADAPTER)
+    # The head of a reward model starts at 0, so it has to be trained itself.
+    for parameter in getattr(model, "score", torch.nn.Module()).parameters():
+        parameter.requires_grad_(True)
     adapted = {name for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
     if adapted != wanted.keys():
         odd = ", ".join(sorted(adapted ^ wanted.keys()))

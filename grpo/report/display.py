@@ -79,7 +79,11 @@ DPO_FIELDS = (
     Field("speed", "tok/s", "throughput/tokens_per_s", 0, 9, " tokens/s"),
 )
 # The figures of a fine-tuning, by the name of its job.
-FINE_TUNING_FIELDS = {"sft": SFT_FIELDS, "dpo": DPO_FIELDS}
+FINE_TUNING_FIELDS = {
+    "sft": SFT_FIELDS,
+    "dpo": DPO_FIELDS,
+    "reward": tuple(field for field in DPO_FIELDS if field.label != "chosen"),
+}
 
 
 def shown_literally(renderable: RenderableType) -> RenderableType:

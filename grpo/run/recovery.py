@@ -12,7 +12,7 @@ from grpo.cluster.activity import driving
 from grpo.cluster.claim import plan_of
 from grpo.cluster.failures import ProcessDied, Stalled
 from grpo.cluster.session import on_one_device
-from grpo.config import DpoConfig, JobConfig, SftConfig, TrainConfig
+from grpo.config import DpoConfig, JobConfig, RewardConfig, SftConfig, TrainConfig
 from grpo.report.closing_table import ClosingTable
 from grpo.report.logs import driver_log
 from grpo.report.progress import Progress
@@ -21,7 +21,7 @@ from grpo.run.folder import note_fault, refuse_other_run
 from grpo.run.watchdog import Watchdog, WatchedProgress
 from grpo.types import Phase
 
-Settings = TypeVar("Settings", TrainConfig, SftConfig, DpoConfig)
+Settings = TypeVar("Settings", TrainConfig, SftConfig, DpoConfig, RewardConfig)
 
 
 @on_one_device()

@@ -109,6 +109,9 @@ class StoredRun:
         if job == "sft":
             path = shlex.quote(f"policy.path={policy}")
             return {"train it": f"grpo train CONFIG {path}   (CONFIG: a file for GRPO, as configs/quickstart.yaml)"}
+        if job == "reward":
+            verifier = f"{{use: reward_model, options: {{path: {policy}}}}}"
+            return {"use it": f"in the config of grpo train, verifiers: [{verifier}]   (docs/reward_models.md)"}
         folder = shlex.quote(str(self.folder))
         task = "TASK: a file about your questions (docs/evaluation.md), or a name from grpo eval tasks"
         return {"evaluate it": f"grpo eval {folder} --task TASK   ({task})"}

@@ -28,7 +28,7 @@ _RECIPE = (
     ("clip low", ("algorithm.clip_low",)),
     ("clip high", ("algorithm.clip_high",)),
     ("KL coefficient", ("algorithm.kl_coefficient",)),
-    ("loss", ("dpo.loss",)),
+    ("loss", ("dpo.loss", "reward.loss")),
     ("beta", ("dpo.beta",)),
     ("label smoothing", ("dpo.label_smoothing",)),
     ("SFT weight", ("dpo.sft_weight",)),
@@ -71,7 +71,7 @@ def policy_path_of(config: Any) -> str | None:
 
 
 def is_supervised(config: Any) -> bool:
-    """Whether a configuration is for a job that samples nothing (`grpo sft`, `grpo dpo`)."""
+    """Whether a configuration is for a job that samples nothing (`grpo sft`, `grpo dpo`, `grpo reward`)."""
     return isinstance(config, Mapping) and not FINE_TUNING.keys().isdisjoint(config) and "rollout" not in config
 
 

@@ -54,6 +54,7 @@ LAUNCH = ("launch.nodes=1", "launch.gpus_per_node=0", "launch.cpus_per_node=8", 
 KUBERNETES = ("launch.image=x/y:1", "launch.kuberay.storage_claim=shared", "launch.memory_gib_per_node=8")
 BRIEF = ("--max-tokens", "64")
 CHECKED = ("policy.path=runs/quickstart_sft/policy", "--gold-limit", "20")
+FEW_PAIRS = ("data.options.count=300", "data.validation=50")
 SWEEP = ("--steps", "2")
 # A page's command, and what is added to it here.
 HERE: dict[str, tuple[str, ...]] = {
@@ -99,6 +100,12 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo simulate configs/math_8gpu.yaml --lengths lognormal:median=1200,sigma=0.9 --gpus 8,64,1000": SWEEP,
     "grpo check configs/dpo_quickstart.yaml": (),
     "grpo dpo configs/dpo_quickstart.yaml": ("dpo.steps=2", "data.validation=50"),
+    "grpo check configs/rlhf_quickstart_reward.yaml": ("policy.path=runs/quickstart_sft/policy", *FEW_PAIRS),
+    "grpo reward configs/rlhf_quickstart_reward.yaml": (
+        "policy.path=runs/quickstart_sft/policy",
+        "reward.steps=2",
+        *FEW_PAIRS,
+    ),
     "grpo config [KEY]": (),
     "grpo config rollout": (),
     "grpo config --markdown": (),
@@ -130,6 +137,9 @@ ELSEWHERE = {
     "grpo sft configs/gsm8k_cpu_sft.yaml data.hub=null data.subset=null data.path=gsm8k_train.jsonl": f"{REAL}: "
     "with configs/quickstart_sft.yaml",
     "grpo dpo   CONFIG [KEY=VALUE]...": "with configs/dpo_quickstart.yaml, above",
+    "grpo reward CONFIG [KEY=VALUE]...": "with configs/rlhf_quickstart_reward.yaml, above",
+    "grpo sft configs/rlhf_quickstart_sft.yaml": f"{REAL}: with configs/quickstart_sft.yaml",
+    "grpo train configs/rlhf_quickstart.yaml": f"{REAL}: with configs/quickstart.yaml",
     "grpo sft mine_sft.yaml": REAL,
     "grpo train mine.yaml": REAL,
     "grpo config num_generations": "tests/grpo/cli/test_cli.py: it names our key, and ends with exit status 2",
@@ -269,6 +279,7 @@ LEAVES = {
     "grpo eval compare A B": "compared.json",
     "grpo audit RUN": "runs/quickstart/audit.jsonl",
     "grpo dpo configs/dpo_quickstart.yaml": "runs/dpo_quickstart/policy/config.json",
+    "grpo reward configs/rlhf_quickstart_reward.yaml": "runs/rlhf_quickstart_reward/policy/reward_model.json",
     "grpo train CONFIG learner.lora.rank=16": "runs/lora/report.html",
 }
 

@@ -90,7 +90,7 @@ def test_commands_with_a_configuration_of_ours_load_it_with_their_overrides() ->
     for _, command in commands():
         name, words = parsed(command)
         config = next((word for word in words if word.startswith("configs/")), None)
-        if config and name in ("train", "sft", "dpo", "check", "profile"):
+        if config and name in ("train", "sft", "dpo", "reward", "check", "profile"):
             overrides = [word for word in words[words.index(config) + 1 :] if "=" in word and not word.startswith("-")]
             load_config(ROOT / config, *overrides)
             tried += 1

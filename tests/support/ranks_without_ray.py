@@ -51,7 +51,7 @@ class Case:
     learner: dict[str, Any]
     dtype: config.Dtype = "float32"
     algorithm: AlgorithmConfig | None = None
-    preference: config.DpoScheduleConfig | None = None
+    preference: config.DpoScheduleConfig | config.RewardScheduleConfig | None = None
     group_size: int = 1
     steps: int = 2
     resume: bool = False

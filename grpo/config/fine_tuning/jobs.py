@@ -1,4 +1,4 @@
-"""The configurations of `grpo sft` and `grpo dpo`, which share their parts with the configuration of `grpo train`."""
+"""The configurations of `grpo sft`, `grpo dpo` and `grpo reward`, which share their parts with that of `grpo train`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import ClassVar
 
 from grpo.config.cluster import ClusterConfig as Cluster
 from grpo.config.cluster import WatchdogConfig as Watchdog
-from grpo.config.fine_tuning.schedules import DpoScheduleConfig, FineTuningScheduleConfig, SftScheduleConfig
+from grpo.config.fine_tuning.schedules import (
+    DpoScheduleConfig,
+    FineTuningScheduleConfig,
+    PreferenceScheduleConfig,
+    RewardScheduleConfig,
+    SftScheduleConfig,
+)
 from grpo.config.inputs import DatasetConfig as Dataset
 from grpo.config.inputs import PolicyConfig as Policy
 from grpo.config.inputs import RunConfig as Run
@@ -95,7 +101,36 @@ class SftConfig(FineTuningConfig):
         return self.sft
 
 
-class DpoConfig(FineTuningConfig):
+class PreferenceJobConfig(FineTuningConfig):
+    """What the jobs share that learn from preferences: pairs or rankings of answers."""
+
+    data: TrainingRows
+
+    @property
+    @abstractmethod
+    def schedule(self) -> PreferenceScheduleConfig:
+        """The section with the length of the job."""
+
+    @property
+    def longest_unit(self) -> tuple[int, str]:
+        """The tokens of the longest pair of answers, which a microbatch holds together."""
+        longest = self.schedule.max_tokens
+        return 2 * longest, f"the two answers of a pair, 2 x {self.job}.max_tokens={longest}"
+
+    def problems(self) -> list[str]:
+        """Find problems between several fields, each with its remedy."""
+        problems = super().problems()
+        if self.data.ranking and self.data.margin:
+            problems.append("data.margin belongs to rows with two answers; a ranking (data.ranking) has no margins")
+        if self.data.messages:
+            problems.append(
+                f"data.messages={self.data.messages!r} belongs to grpo sft; whole conversations of preferences stand "
+                "in the columns data.chosen and data.rejected"
+            )
+        return problems
+
+
+class DpoConfig(PreferenceJobConfig):
     """The configuration of `dpo`: sections with their defaults, as docs/config.md lists them.
 
     >>> config = grpo.load_config("configs/dpo_quickstart.yaml", "dpo.beta=0.2")
@@ -105,19 +140,12 @@ class DpoConfig(FineTuningConfig):
 
     job: ClassVar[str] = "dpo"
 
-    data: TrainingRows
     dpo: DpoScheduleConfig
 
     @property
     def schedule(self) -> DpoScheduleConfig:
         """The section with the length of the job."""
         return self.dpo
-
-    @property
-    def longest_unit(self) -> tuple[int, str]:
-        """The tokens of the longest pair of answers, which a microbatch holds together."""
-        longest = self.dpo.max_tokens
-        return 2 * longest, f"the two answers of a pair, 2 x dpo.max_tokens={longest}"
 
     def problems(self) -> list[str]:
         """Find problems between several fields, each with its remedy."""
@@ -130,15 +158,42 @@ class DpoConfig(FineTuningConfig):
                 f"dpo.label_smoothing={dpo.label_smoothing:g} expects wrong labels, and data.margin="
                 f"{self.data.margin!r} says how certain each label is; remove one of the two"
             )
-        if self.data.ranking and self.data.margin:
-            problems.append("data.margin belongs to rows with two answers; a ranking (data.ranking) has no margins")
-        if self.data.messages:
+        return problems
+
+
+class RewardConfig(PreferenceJobConfig):
+    """The configuration of `reward`: sections with their defaults, as docs/config.md lists them.
+
+    >>> config = grpo.load_config("configs/rlhf_quickstart_reward.yaml", "reward.steps=50")
+    >>> isinstance(config, grpo.RewardConfig), config.reward.loss
+    (True, 'bradley_terry')
+    """
+
+    job: ClassVar[str] = "reward"
+
+    reward: RewardScheduleConfig
+
+    @property
+    def schedule(self) -> RewardScheduleConfig:
+        """The section with the length of the job."""
+        return self.reward
+
+    def problems(self) -> list[str]:
+        """Find problems between several fields, each with its remedy."""
+        problems = super().problems()
+        if self.data.margin and self.reward.loss == "plackett_luce":
             problems.append(
-                f"data.messages={self.data.messages!r} belongs to grpo sft; whole conversations of preferences stand "
-                "in the columns data.chosen and data.rejected"
+                "data.margin belongs to reward.loss=bradley_terry; the likelihood of a ranking has no margins"
+            )
+        if self.learner.sequence_parallel > 1:
+            problems.append(
+                f"learner.sequence_parallel={self.learner.sequence_parallel} does not work with grpo reward, which "
+                "needs whole answers on a rank; set it to 1, and for long answers learner.gradient_checkpointing=true"
             )
         return problems
 
 
 # The configurations of the jobs that learn from rows, by the name of the command and of its section.
-FINE_TUNING: Mapping[str, type[FineTuningConfig]] = {schema.job: schema for schema in (SftConfig, DpoConfig)}
+FINE_TUNING: Mapping[str, type[FineTuningConfig]] = {
+    schema.job: schema for schema in (SftConfig, DpoConfig, RewardConfig)
+}

@@ -26,7 +26,15 @@ class SftScheduleConfig(FineTuningScheduleConfig):
     """Length of supervised fine-tuning, and its checkpoints."""
 
 
-class DpoScheduleConfig(FineTuningScheduleConfig):
+class PreferenceScheduleConfig(FineTuningScheduleConfig):
+    """What the jobs share that learn from preferences."""
+
+    evaluate_every: Positive = 50
+    """Steps between evaluations on the rows that `data.validation` holds out. There is always an evaluation after the
+    last step."""
+
+
+class DpoScheduleConfig(PreferenceScheduleConfig):
     """Length of the training on preferences, its checkpoints, and its loss (docs/preferences.md)."""
 
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
@@ -43,6 +51,14 @@ class DpoScheduleConfig(FineTuningScheduleConfig):
     chosen_alarm: Annotated[float, Field(gt=0)] | None = 1.0
     """Threshold for the fall of the chosen answers' log-probability since the start, in nats per answer, as a mean of
     ten steps. Beyond it, the run warns once. None turns the alarm off."""
-    evaluate_every: Positive = 50
-    """Steps between evaluations on the rows that `data.validation` holds out. There is always an evaluation after the
-    last step."""
+
+
+class RewardScheduleConfig(PreferenceScheduleConfig):
+    """Length of the training of a reward model, its checkpoints, and its loss (docs/reward_models.md)."""
+
+    loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
+    """`bradley_terry`: each pair of answers by itself (arXiv:2203.02155, equation 1). `plackett_luce`: the likelihood
+    of a whole ranking. For rows with two answers, both are the same."""
+    center: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared sum of the two scores of a pair, which keeps scores near 0 (arXiv:2312.09244). Pairs say
+    nothing about the level of scores; 0.01 is usual."""

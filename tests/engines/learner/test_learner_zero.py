@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from ranks_without_ray import Case, Outcome, run_cases, small_comparisons, small_microbatches
@@ -9,7 +11,7 @@ from setups_for_tests import without_speed
 from transformers import AutoConfig
 
 from grpo.algorithm.preference_loss import PairTotals, preference_terms
-from grpo.config import DpoScheduleConfig, LoraConfig
+from grpo.config import DpoScheduleConfig, LoraConfig, RewardScheduleConfig
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.policy.flops import PolicyFlops
 from grpo.policy.logprobs import PolicyLogprobs, load_model
@@ -64,7 +66,15 @@ PREFERENCES = {
 PREFERENCES_OF_ADAPTERS = {
     "preferences, LoRA": Case({"zero_stage": 2, "lora": LoraConfig(rank=4, alpha=8)}, preference=DPO, resume=True)
 }
-ALL = FLOAT32 | ODD | BFLOAT16 | PREFERENCES | PREFERENCES_OF_ADAPTERS
+# Steps of a reward model on the same pairs and rankings.
+REWARD = RewardScheduleConfig(steps=3, center=0.1)
+REWARDS = {
+    "reward, ZeRO-1": Case({"zero_stage": 1}, preference=REWARD, steps=3),
+    "reward, ZeRO-2": Case({"zero_stage": 2}, preference=REWARD, steps=3),
+    "reward, ZeRO-3": Case({"zero_stage": 3}, preference=REWARD, steps=3, resume=True, few_logits=True),
+    "reward, LoRA": Case({"zero_stage": 3, "lora": LoraConfig(rank=4, alpha=8)}, preference=REWARD, resume=True),
+}
+ALL = FLOAT32 | ODD | BFLOAT16 | PREFERENCES | PREFERENCES_OF_ADAPTERS | REWARDS
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +113,18 @@ def test_preferences_take_the_same_steps_on_any_stage_and_split(outcomes: dict[s
     adapted = outcomes["preferences, LoRA"].metrics
     assert adapted[0]["logps/chosen"] == pytest.approx(first["logps/chosen"], rel=1e-5)
     assert adapted[1]["skipped_steps"] == 0
+
+
+def test_a_reward_model_takes_the_same_steps_on_any_stage(outcomes: dict[str, Outcome]) -> None:
+    for name in ("reward, ZeRO-2", "reward, ZeRO-3"):
+        for found, expected in zip(outcomes[name].metrics, outcomes["reward, ZeRO-1"].metrics, strict=True):
+            assert without_speed(found) == pytest.approx(without_speed(expected), rel=1e-4, abs=1e-6), name
+    for name in REWARDS:
+        # The head is 0 at first, so the model guesses, and only the head has a gradient.
+        first, second = outcomes[name].metrics[:2]
+        assert first["loss"] == pytest.approx(math.log(2)) and first["rewards/margins"] == 0
+        assert first["gradient_norm"] > 1e-3 and second["rewards/margins"] > 1e-4
+        assert outcomes[name].weights["score.weight"].any()
 
 
 def test_gradients_are_reduced_once_per_step_where_asked_for(outcomes: dict[str, Outcome]) -> None:

@@ -25,7 +25,7 @@ def summary(folder: Path, job: str, last: int, total: int) -> ClosingTable:
     return read_run(folder).summary
 
 
-@pytest.mark.parametrize("job", ["train", "sft", "dpo"])
+@pytest.mark.parametrize("job", ["train", "sft", "dpo", "reward"])
 def test_a_run_that_stopped_early_says_so_and_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
 ) -> None:

@@ -1,0 +1,1 @@
+"""Reward models: their losses, and the statistics of their scores."""
