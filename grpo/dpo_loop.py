@@ -15,7 +15,7 @@ from grpo.algorithm.preference_loss import PAIR_SUMS, pair_sums, preference_metr
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.comparison_rows import answer_values, read_comparisons
 from grpo.config import DpoConfig
-from grpo.data.cursor import Cursor
+from grpo.data.drawing.cursor import Cursor
 from grpo.fine_tuning import fine_tune, under_learner
 from grpo.policy.stored import local_or_hub
 from grpo.report.closing_table import ClosingTable

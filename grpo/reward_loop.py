@@ -11,7 +11,7 @@ from grpo.algorithm.reward_models.statistics import pair_statistics
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.comparison_rows import answer_values, read_comparisons
 from grpo.config import RewardConfig
-from grpo.data.cursor import Cursor
+from grpo.data.drawing.cursor import Cursor
 from grpo.fine_tuning import fine_tune, under_learner
 from grpo.policy.scores import ScoreScale
 from grpo.policy.stored import local_or_hub

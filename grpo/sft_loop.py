@@ -11,7 +11,7 @@ from grpo.algorithm.packing import TrainingSequence
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.config import SftConfig
 from grpo.data.bad_rows import lines_of
-from grpo.data.cursor import Cursor
+from grpo.data.drawing.cursor import Cursor
 from grpo.data.supervised import load_supervised, supervised_turns
 from grpo.fine_tuning import fine_tune, under_learner
 from grpo.policy.stored import load_tokenizer, local_or_hub

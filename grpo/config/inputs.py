@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from grpo.config.learner import Dtype
 from grpo.config.section import Positive, Section
+from grpo.config.signals.curriculum import CurriculumConfig
 
 
 class RunConfig(Section):
@@ -203,6 +204,8 @@ class TrainingDataConfig(TrainingRowsConfig):
 
     sources: tuple[SourceConfig, ...] = ()
     """They replace `hub`, `path` and `generator`."""
+    curriculum: CurriculumConfig | None = None
+    """If set (`{}`), prompts are drawn by measured difficulty; by default in a shuffled order (docs/data.md)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -274,9 +277,10 @@ def dataset_problems(where: str, data: DatasetConfig) -> list[str]:
 
 def training_data_problems(data: TrainingDataConfig) -> list[str]:
     """Find problems with the sources of training rows."""
+    problems = list(data.curriculum.problems()) if data.curriculum else []
     if not data.sources:
-        return dataset_problems("data", data)
-    problems = [
+        return problems + dataset_problems("data", data)
+    problems += [
         f"data.{key} and data.sources both say where rows come from; move {key} into one of the sources"
         for key in _PLACE
         if getattr(data, key)

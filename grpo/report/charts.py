@@ -84,6 +84,23 @@ RUN_CHARTS = (
         "tokens, mean",
         low=0.0,
     ),
+    RunChart(
+        "curriculum",
+        "Prompts by difficulty",
+        tuple(
+            (label, f"curriculum/{pool}_prompts")
+            for label, pool in (
+                ("normal", "normal"),
+                ("easy", "easy"),
+                ("hard", "hard"),
+                ("set aside: always solved", "solved"),
+                ("set aside: never solved", "unsolved"),
+            )
+        ),
+        "Prompts of normal difficulty",
+        "prompts",
+        low=0.0,
+    ),
     STEP_TIME,
     MISMATCH,
 )

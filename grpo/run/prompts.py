@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from grpo import config
 from grpo.data.bad_rows import lines_of
-from grpo.data.cursor import Cursor, Mixture
+from grpo.data.drawing.curriculum import Curriculum
+from grpo.data.drawing.cursor import Cursor, Drawing, Mixture
 from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts
 from grpo.data.sources import load_sources, merged, parts_of, split_lines
 from grpo.report.progress import Progress
 from grpo.rollout.usable_rows import usable_rows
-from grpo.types import Phase, Prompt
+from grpo.types import Group, Phase, Prompt
 from rewards.build import VerifierSpec
 from rewards.selection import check_rows
 
@@ -27,7 +28,7 @@ class RunPrompts:
 
     training: PromptSet
     held_out: PromptSet | None
-    cursor: Cursor[Prompt] | Mixture[Prompt]
+    cursor: Drawing[Prompt]
     """The run's position in the training prompts."""
 
     def __init__(
@@ -47,6 +48,9 @@ class RunPrompts:
         self._sources = load_sources(settings.data, tokenizer, max_tokens=longest)
         self._evaluated: PromptSet | None = None
         self._shares = settings.data.shares
+        self._curricula: dict[str, Curriculum[Prompt]] = {}
+        # Without a curriculum, no code reads these numbers.
+        self._numbers: dict[str, int] = {}
         self._check_counts(settings, frozenset())
         if settings.evaluation and settings.evaluation.data:
             data = settings.evaluation.data
@@ -69,11 +73,17 @@ class RunPrompts:
             left_out = len(_places(prompts.prompts, without))
             check_prompt_count(prompts, settings.rollout, left_out, name=name, share=share)
 
-    def _cursor(self, settings: config.TrainConfig) -> Cursor[Prompt] | Mixture[Prompt]:
-        cursors = {}
+    def _cursor(self, settings: config.TrainConfig) -> Drawing[Prompt]:
+        cursors: dict[str, Drawing[Prompt]] = {}
         for name, source in self._sources.items():
-            prompts = source.training.prompts
-            cursors[name] = Cursor(prompts, settings.run.seed, _places(prompts, self._usable.names), name)
+            prompts, seed = source.training.prompts, settings.run.seed
+            without = _places(prompts, self._usable.names)
+            if settings.data.curriculum:
+                curriculum = Curriculum(prompts, seed, settings.data.curriculum, without, name)
+                self._curricula[name] = cursors[name] = curriculum
+                self._numbers |= {prompt.id: at for at, prompt in enumerate(prompts)}
+            else:
+                cursors[name] = Cursor(prompts, seed, without, name)
         if not settings.data.sources:
             return cursors[""]
         return Mixture(cursors, {source.name: source.ratio for source in settings.data.sources})
@@ -87,6 +97,16 @@ class RunPrompts:
             where = "evaluation.data" if self._evaluated else "data.validation"
             raise ValueError(f"no row of {where} has a reference that can be used; correct the data")
         return replace(held_out, prompts=kept)
+
+    def observe(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Tell the curriculum the groups of a step; return its metrics, summed over the sources."""
+        metrics: dict[str, float] = {}
+        for source, curriculum in self._curricula.items():
+            of_source = [group for group in groups if group.prompt.source == source]
+            measured = [(self._numbers[group.prompt.id], *solved(group)) for group in of_source]
+            for name, value in curriculum.observe(measured).items():
+                metrics[f"curriculum/{name}"] = metrics.get(f"curriculum/{name}", 0.0) + value
+        return metrics
 
     def all(self) -> Iterator[Prompt]:
         """Yield the prompts of training and evaluation."""
@@ -123,6 +143,12 @@ class RunPrompts:
     def _parts(self) -> dict[str, PromptSet]:
         parts = parts_of(self._sources)
         return parts | {"held-out": self._evaluated} if self._evaluated else parts
+
+
+def solved(group: Group) -> tuple[int, int]:
+    """Return the number of a group's correct completions, and of its completions with a reward."""
+    known = [rollout for rollout in group.rollouts if rollout.reward is not None]
+    return sum(rollout.correct for rollout in known), len(known)
 
 
 def _places(prompts: Sequence[Prompt], ids: frozenset[str]) -> frozenset[int]:

@@ -76,6 +76,7 @@ class TrainingRun:
             check_prompts(settings, self.prompts.all())
         self.step = 0
         self._checkpoint_s: float | None = None
+        self._curriculum: dict[str, float] = {}
         self._busy = BusyClock()
         self._step_began: float | None = None
         self._slow = SlowGenerators()
@@ -217,6 +218,7 @@ class TrainingRun:
             self.settings.algorithm.refill_rounds,
         )
         self._failures.check(groups)
+        self._curriculum = self.prompts.observe(groups)
         return groups
 
     def learn(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
@@ -242,8 +244,9 @@ class TrainingRun:
             self.learner.refresh_reference()
 
     def verifier_metrics(self) -> dict[str, float]:
-        """Return the number of removed rows, and latencies and cache hits of verdicts since the last step."""
-        return {"data/rows_left_out": float(self.prompts.left_out)} | self._verification.take_metrics()
+        """Return the number of removed rows, the curriculum's metrics, and latencies and cache hits of verdicts."""
+        left_out = {"data/rows_left_out": float(self.prompts.left_out)}
+        return left_out | self._curriculum | self._verification.take_metrics()
 
     def lag_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
         """Return the age of the last step's tokens, in policy versions, and the metrics of unfinished groups."""

@@ -25,7 +25,7 @@ import psutil
 
 from grpo.config import TrainConfig
 from grpo.config.file import load
-from grpo.data.cursor import Cursor
+from grpo.data.drawing.cursor import Cursor
 from grpo.data.prompts import load_prompts
 from grpo.policy.stored import load_tokenizer
 from grpo.report import run_files

@@ -19,7 +19,7 @@ from measurement import Measurement, Step
 
 from grpo.config import TrainConfig
 from grpo.config.file import load
-from grpo.data.cursor import Cursor
+from grpo.data.drawing.cursor import Cursor
 from grpo.data.prompts import load_prompts
 from grpo.policy.stored import load_tokenizer
 from rewards.build import build_verifier

@@ -22,7 +22,7 @@ from grpo.config import DatasetConfig, NewPolicyConfig
 from grpo.config.evaluation import TaskConfig
 from grpo.config.inputs import dataset_problems
 from grpo.data.chat import conversation, render
-from grpo.data.cursor import Cursor
+from grpo.data.drawing.cursor import Cursor
 from grpo.data.prompts import load_prompts
 from grpo.data.rows import HubUnreachable, load_rows
 from grpo.data.supervised import load_supervised

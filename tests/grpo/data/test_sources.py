@@ -16,7 +16,7 @@ from tiny_policy import make_tiny_policy
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.config import NewPolicyConfig, RolloutConfig, TrainingDataConfig
-from grpo.data.cursor import Cursor, Mixture
+from grpo.data.drawing.cursor import Cursor, Mixture
 from grpo.data.prompts import check_prompt_count, load_prompts
 from grpo.data.sources import SourcePrompts, load_sources, split_lines
 

@@ -18,7 +18,7 @@ from tiny_policy import make_tiny_policy
 
 from grpo.cluster.failures import ProcessDied, Stalled
 from grpo.config import TrainConfig
-from grpo.data.cursor import Cursor
+from grpo.data.drawing.cursor import Cursor
 from grpo.report import run_files
 from grpo.report.ledger import ledger_problems, read_ledger
 from grpo.report.metrics_log import read_history

@@ -18,7 +18,7 @@ from tiny_policy import make_tiny_policy
 
 from grpo.config import TrainConfig
 from grpo.config.algorithm import AlgorithmConfig
-from grpo.data.cursor import Cursor
+from grpo.data.drawing.cursor import Cursor
 from grpo.data.prompts import load_prompts
 from grpo.policy.stored import load_tokenizer
 from grpo.report.metrics_log import read_history

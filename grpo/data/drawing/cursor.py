@@ -5,11 +5,36 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 Item = TypeVar("Item")
+
+
+def shuffled(count: int, seed: int, source: str = "", epoch: int = 0) -> list[int]:
+    """Return the numbers below `count` in the shuffled order of an epoch. Each seed and source has another order."""
+    # PyTorch's CPU generator reads only the lowest 32 bits of a seed.
+    name = f"{seed}/{source}/{epoch}" if source else f"{seed}/{epoch}"
+    digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return list(torch.randperm(count, generator=generator).tolist())
+
+
+class Drawing(Protocol[Item]):
+    """What draws the items of one source, and continues from a saved state."""
+
+    def next(self, count: int) -> list[Item]:
+        """Return the next `count` items."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, as plain data."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        ...
 
 
 class Cursor(Generic[Item]):
@@ -32,14 +57,11 @@ class Cursor(Generic[Item]):
             source: name of the source; sources of the same size have different orders.
         """
         self._items, self._without = items, without
-        self._source, self._seed = source, f"{seed}/{source}" if source else f"{seed}"
+        self._source, self._seed = source, seed
         self._start(epoch=0)
 
     def _start(self, epoch: int, taken: int = 0) -> None:
-        # PyTorch's CPU generator reads only the lowest 32 bits of a seed.
-        digest = hashlib.blake2b(f"{self._seed}/{epoch}".encode(), digest_size=4).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        self._order: list[int] = torch.randperm(len(self._items), generator=generator).tolist()
+        self._order = shuffled(len(self._items), self._seed, self._source, epoch)
         self._epoch, self._taken = epoch, taken
 
     def next(self, count: int) -> list[Item]:
@@ -66,6 +88,11 @@ class Cursor(Generic[Item]):
         """
         if "sources" in state:
             raise ValueError(_other_sources(state["sources"], []))
+        if "curriculum" in state:
+            raise ValueError(
+                "the checkpoint was written with data.curriculum, whose order of prompts depends on solve rates; "
+                "resume with data.curriculum, or start a new run folder"
+            )
         if state["items"] != len(self._items):
             of = f"the source {self._source!r}" if self._source else "data"
             raise ValueError(
@@ -84,7 +111,7 @@ class Mixture(Generic[Item]):
     the order within a source is the order of its cursor. A source that runs out begins its next epoch.
     """
 
-    def __init__(self, cursors: Mapping[str, Cursor[Item]], ratios: Mapping[str, float]) -> None:
+    def __init__(self, cursors: Mapping[str, Drawing[Item]], ratios: Mapping[str, float]) -> None:
         """Start before the first item of each source.
 
         Args:

@@ -1,0 +1,1 @@
+"""Which prompts come next: a shuffled walk that resumes, or pools by measured difficulty."""
