@@ -25,6 +25,7 @@ BUILT_IN: Mapping[str, str] = {
     "exact": "rewards.verifiers.exact:Exact",
     "format": "rewards.verifiers.format:Format",
     "instructions": "rewards.verifiers.instructions:Instructions",
+    "judge": "rewards.verifiers.judge:JudgeVerifier",
     "length": "rewards.verifiers.length:Length",
     "math": "rewards.verifiers.math:Math",
     "math_verify": "rewards.verifiers.math_verify:MathVerify",

@@ -14,6 +14,7 @@ from grpo.config.conversation import ConversationConfig, Environments, conversat
 from grpo.config.inputs import row_problems
 from grpo.config.learner import Dtype
 from grpo.config.section import LogLevel, Positive, Seconds, Section, WorkerMemory
+from rewards.judges.configured import judge_problems
 
 Temperature = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -136,6 +137,7 @@ class TaskConfig(Section):
         if self.shots and not self.shots.path and self.shots.split == data.split:
             problems.append(f"shots.split={self.shots.split} is also the split of the problems; name another split")
         problems += conversation_problems(self.tools, self.environment, self.conversation, [self.named_verifier])
+        problems += judge_problems([self.named_verifier], self.verifier.deadline_s)
         return problems + code_problems([self.named_verifier], self.verifier.deadline_s)
 
 

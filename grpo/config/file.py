@@ -20,6 +20,7 @@ from grpo.config.launch import FORMS
 from grpo.config.migrating import foreign_hints, value_hint
 from grpo.config.section import load_yaml
 from grpo.config.verifiers import VerificationConfig
+from rewards.judges.configured import judge_problems, options_with_cache, time_for_judges
 
 Config = TypeVar("Config", TrainConfig, SftConfig, DpoConfig, RewardConfig, FineTuningConfig, EvalConfig, TaskConfig)
 
@@ -76,10 +77,11 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
     problems += list(_drop_unknown(schema, data, schema))
     config: Config | None = None
     try:
-        config = _with_time_for_programs(schema.model_validate(data))
+        config = _with_defaults_of_verifiers(schema.model_validate(data))
         problems += config.problems()
         if isinstance(config, TrainConfig):
             problems += code_problems(config.verifiers, config.verification.deadline_s)
+            problems += judge_problems(config.verifiers, config.verification.deadline_s)
             problems += exposed_paths(config.verifiers, local_paths(config), config.tools)
     except ValidationError as failure:
         wrong = [error["loc"] for error in failure.errors()]
@@ -96,16 +98,22 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
     return config
 
 
-def _with_time_for_programs(config: Config) -> Config:
-    """Return the configuration, with a longer deadline of verdicts if nobody set it and programs may take longer."""
+def _with_defaults_of_verifiers(config: Config) -> Config:
+    """Return the configuration with the defaults that follow from its verifiers: deadline, and cache of judges.
+
+    A deadline of verdicts that nobody set becomes longer if programs or judges may take longer.
+    """
     limits: VerificationConfig | TaskVerifierConfig
     if isinstance(config, TrainConfig):
+        folder = config.run.folder
+        cached = [each.model_copy(update={"options": options_with_cache(each, folder)}) for each in config.verifiers]
+        config = config.model_copy(update={"verifiers": tuple(cached)})
         key, limits, verifiers = "verification", config.verification, config.verifiers
     elif isinstance(config, TaskConfig):
         key, limits, verifiers = "verifier", config.verifier, (config.named_verifier,)
     else:
         return config
-    needed = time_for_programs(verifiers)
+    needed = max(time_for_programs(verifiers), time_for_judges(verifiers))
     if "deadline_s" in limits.model_fields_set or needed <= limits.deadline_s:
         return config
     return config.model_copy(update={key: limits.model_copy(update={"deadline_s": needed})})
