@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -73,7 +72,7 @@ def stub_server(
 
 
 @contextlib.contextmanager
-def served(says: Says, delay_s: float = 0.0) -> Iterator[str]:
+def served(says: Says) -> Iterator[str]:
     """A judge on the network, for other processes; yields its base URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -82,7 +81,6 @@ def served(says: Says, delay_s: float = 0.0) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            time.sleep(delay_s)
             answer = says(*(message["content"] for message in body["messages"][:2]))
             response = answer if isinstance(answer, httpx.Response) else completion(answer)
             self.send_response(response.status_code)
