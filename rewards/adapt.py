@@ -18,6 +18,8 @@ from rewards.verifier import TOKENS_COLUMN
 
 # A score outside these bounds is treated as an error of the verifier; the option `bounds` changes them.
 DEFAULT_BOUNDS = (-100.0, 100.0)
+# Words of such an error.
+OUTSIDE = "outside the bounds"
 # The least returned number that makes a verdict `correct`; the option `pass_mark` changes it.
 PASS_MARK = 1.0
 # Tolerance for rounding: a sum of weights such as 0.7 + 0.2 + 0.1 must reach the pass mark 1, also in single precision.
@@ -151,20 +153,20 @@ def as_verdict(value: object, bounds: tuple[float, float] = DEFAULT_BOUNDS, pass
     low, high = bounds
     if isinstance(value, Verdict):
         if value.score is not None and not low <= value.score <= high:
-            return error(f"returned a score of {value.score!r}, outside the bounds {low:g} to {high:g}")
+            return error(f"returned a score of {value.score!r}, {OUTSIDE} {low:g} to {high:g}")
         return value
     try:
         number = as_number(value)
     except TypeError as problem:
         return error(f"returned {problem}; expected a Verdict, a number or a bool")
     except OverflowError:
-        return error(f"returned {value!r:.40}, outside the bounds {low:g} to {high:g}")
+        return error(f"returned {value!r:.40}, {OUTSIDE} {low:g} to {high:g}")
     if isinstance(number, bool):
         return Verdict(float(number), Status.CORRECT if number else Status.WRONG)
     if not math.isfinite(number):
         return error(f"returned {number!r}; expected a finite number")
     if not low <= number <= high:
-        return error(f"returned {value!r:.40}, outside the bounds {low:g} to {high:g}")
+        return error(f"returned {value!r:.40}, {OUTSIDE} {low:g} to {high:g}")
     if number >= pass_mark - _MARK_TOLERANCE:
         return Verdict(number, Status.CORRECT)
     return Verdict(number, Status.SCORED if number > 0 else Status.WRONG)

@@ -29,7 +29,7 @@ class Conditional(Protocol):
 
 def applies(spec: Conditional, row: Mapping[str, Any]) -> bool:
     """True when the row has a listed value in every column of the spec's `when`, or the spec has no `when`."""
-    return all(_has_one_of(row.get(column), values) for column, values in spec.when.items())
+    return all(one_of(row.get(column), values) for column, values in spec.when.items())
 
 
 def choose(specs: Sequence[VerifierSpec], row: Mapping[str, Any]) -> tuple[VerifierSpec, ...]:
@@ -74,7 +74,8 @@ def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[
         passed.add(kind)
 
 
-def _has_one_of(value: Any, wanted: Sequence[Any]) -> bool:
+def one_of(value: Any, wanted: Sequence[Any]) -> bool:
+    """True when a value of a row is one of the wanted values."""
     # In Python, 1 == True, but here the number 1 must not match the truth value True.
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in wanted)
 

@@ -34,7 +34,7 @@ ORDER = (
     {"terminal"},
     {"rewards"},
     {"sandbox"},
-    {"addresses", "deferred", "files", "messages", "package_finder", "start_up", "visible"},
+    {"addresses", "deferred", "files", "hub_access", "messages", "package_finder", "start_up", "visible"},
 )
 LARGEST_FOLDER = 20
 ENGINES = {"ray", "vllm", "deepspeed"}

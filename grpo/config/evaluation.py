@@ -14,6 +14,7 @@ from grpo.config.conversation import ConversationConfig, Environments, conversat
 from grpo.config.inputs import row_problems
 from grpo.config.learner import Dtype
 from grpo.config.section import LogLevel, Positive, Seconds, Section, WorkerMemory
+from grpo.config.verifiers import Cell
 from rewards.judges.configured import judge_problems
 
 Temperature = Annotated[float, Field(ge=0)]
@@ -95,6 +96,9 @@ class TaskConfig(Section):
     """Published numbers that this task's numbers can be compared with, and under which conditions."""
     data: DatasetConfig
     """Rows, with the same meaning as in training."""
+    when: dict[str, Cell | tuple[Cell | None, ...] | None] = Field(default_factory=dict)
+    """Only the rows with this value, or with one of these values, in each of these columns are problems; by default all
+    rows. `task.when.discipline=Law` takes a part of a data set."""
     window: WindowConfig | None = None
     """Dates of the problems; by default all."""
     shots: ShotsConfig | None = None

@@ -94,7 +94,8 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
         problems += _problems_beside(schema, data, wrong)
     if problems or config is None:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ValueError(f"{count} in {source}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        beside = " and its overrides (KEY=VALUE)" if overrides else ""
+        raise ValueError(f"{count} in {source}{beside}:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return config
 
 

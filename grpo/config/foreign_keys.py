@@ -111,6 +111,8 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "algorithm.norm_adv_by_std_in_grpo -> algorithm.advantage; true is `group_std`, false is `group_mean`",
         "algorithm.use_kl_in_reward -> algorithm.kl_place; `reward`",
         "algorithm.kl_ctrl.kl_coef -> algorithm.kl_coefficient",
+        "algorithm.kl_ctrl.type -> none; the coefficient is fixed",
+        "algorithm.kl_penalty -> algorithm.kl; low_var_kl is `k3`, kl is `k1`, mse is `k2`",
         "algorithm.filter_groups.enable -> algorithm.refill_rounds; the number of rounds, 0 switches it off",
         f"reward.custom_reward_function.path -> verifiers[].use; {_REWARD}",
         f"custom_reward_function.path -> verifiers[].use; {_REWARD}",
@@ -218,6 +220,7 @@ FOREIGN_KEYS: tuple[ForeignKey, ...] = (
         "train_batch_size -> algorithm.minibatches; "
         "minibatches = rollout_batch_size x n_samples_per_prompt / train_batch_size",
         f"micro_train_batch_size -> learner.microbatch_tokens; {_TOKENS}",
+        "micro_rollout_batch_size -> generator.max_sequences; it bounds the completions that are sampled at a time",
         "train_max_tokens_per_gpu -> learner.microbatch_tokens",
         "prompt_max_len -> rollout.max_prompt_tokens",
         "generate_max_len -> rollout.max_completion_tokens",

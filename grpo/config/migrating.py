@@ -94,8 +94,12 @@ def markdown(ours: Mapping[str, str]) -> str:
 
 
 _BY_NAME: dict[str, list[ForeignKey]] = defaultdict(list)
+# Keys in sections, by their last words: people leave sections out. Short words have too many meanings.
+_BY_LAST_WORD: dict[str, list[ForeignKey]] = defaultdict(list)
 for _key in FOREIGN_KEYS:
     _BY_NAME[_key.name].append(_key)
+    if "_" in (_last := _key.name.rsplit(".", 1)[-1]):
+        _BY_LAST_WORD[_last].append(_key)
 
 
 def foreign_hints(path: str, value: Any) -> list[str]:
@@ -140,8 +144,9 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _keys_of(path: str) -> Sequence[ForeignKey]:
-    """The keys with this whole name; or, for trainers without sections, with its last word."""
-    return _BY_NAME.get(path) or _BY_NAME.get(path.rsplit(".", 1)[-1]) or ()
+    """The keys with this whole name; or, for trainers without sections, with its last word; or that end with it."""
+    last = path.rsplit(".", 1)[-1]
+    return _BY_NAME.get(path) or _BY_NAME.get(last) or _BY_LAST_WORD.get(last) or ()
 
 
 def _hint(keys: Sequence[ForeignKey], value: Any) -> str:

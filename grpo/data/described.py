@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,13 @@ from grpo.data.bad_rows import BadRows
 from grpo.data.cells import BadRow, answer_inside, cell, missing_column
 from grpo.data.chat import Message, conversation
 from grpo.data.references import reference_of
+from grpo.data.row_files import Places
 from grpo.data.rows import Source, load_source
 from grpo.data.templates import named_columns
+from rewards.checks.references import shown
+
+# Contradicting questions whose rows a message names.
+_PAIRS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +50,14 @@ class DescribedRows:
     Attributes:
         rows: rows that can be used, in the order of the data.
         left_out: number of rows that are left out, for each kind of problem.
-        notes: what a user should know of the data: repeated and contradicting questions.
+        notes: how many rows repeat a question.
+        contradictions: warning about questions with different reference answers; empty if there are none.
     """
 
     rows: tuple[DescribedRow, ...]
     left_out: Counter[str]
     notes: tuple[str, ...]
+    contradictions: str
 
 
 def describe(source: config.DatasetConfig, where: str = "data") -> DescribedRows:
@@ -77,7 +85,10 @@ def describe(source: config.DatasetConfig, where: str = "data") -> DescribedRows
             f"{where}.template contains {{{source.reference}}}, the column of the reference answer, so the policy "
             "would read the answer; remove it from the template"
         )
-    return DescribedRows(tuple(rows), left_out, tuple(_notes(rows, where)))
+    alike = _alike(rows)
+    return DescribedRows(
+        tuple(rows), left_out, _repeated(len(rows), len(alike), where), _contradictions(alike, loaded.places, where)
+    )
 
 
 def _described(
@@ -126,16 +137,37 @@ def _columns(source: config.DatasetConfig) -> dict[str, str]:
     return named
 
 
-def _notes(rows: list[DescribedRow], where: str) -> list[str]:
-    references: dict[str, list[str]] = {}
+def _alike(rows: Sequence[DescribedRow]) -> list[list[DescribedRow]]:
+    """The rows of each question."""
+    by_question: dict[str, list[DescribedRow]] = {}
     for row in rows:
-        answers = references.setdefault(json.dumps(row.messages, default=str, sort_keys=True), [])
-        answers.append(json.dumps(row.reference, default=str, sort_keys=True))
-    repeated = sum(len(answers) - 1 for answers in references.values())
-    contradicting = sum(len(set(answers)) > 1 for answers in references.values())
-    notes = []
-    if repeated:
-        notes.append(f"{repeated} of {len(rows)} rows of {where} repeat the question of an earlier row")
-    if contradicting:
-        notes.append(f"{contradicting} question(s) of {where} stand in several rows with different reference answers")
-    return notes
+        by_question.setdefault(json.dumps(row.messages, default=str, sort_keys=True), []).append(row)
+    return list(by_question.values())
+
+
+def _repeated(rows: int, questions: int, where: str) -> tuple[str, ...]:
+    if rows == questions:
+        return ()
+    return (f"{rows - questions} of {rows} rows of {where} repeat the question of an earlier row",)
+
+
+def _contradictions(alike: Sequence[Sequence[DescribedRow]], places: Places, where: str) -> str:
+    """A warning about questions with different reference answers, with the places of the first of them."""
+    pairs = []
+    for first, *others in alike:
+        other = next((row for row in others if _text(row.reference) != _text(first.reference)), None)
+        if other is not None:
+            answers = f"{shown(first.reference)} and {shown(other.reference)}"
+            pairs.append(f"{places[first.index]} and {places[other.index]} ({answers})")
+    if not pairs:
+        return ""
+    more = f"; and {len(pairs) - _PAIRS} more" if len(pairs) > _PAIRS else ""
+    return (
+        f"{len(pairs)} question(s) of {where} stand in several rows with different reference answers, so the "
+        f"same completion may be right in the one and wrong in the other: {'; '.join(pairs[:_PAIRS])}{more}. "
+        "Correct or remove these rows"
+    )
+
+
+def _text(reference: Any) -> str:
+    return json.dumps(reference, default=str, sort_keys=True)

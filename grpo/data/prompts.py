@@ -37,13 +37,15 @@ class PromptSet:
         prompts: the prompts.
         dropped: number of prompts that are too long.
         left_out: number of bad rows that are left out, for each kind of problem (`data.on_bad_row=drop`).
-        notes: what a user should know of the data: repeated and contradicting questions.
+        notes: how many rows repeat a question.
+        contradictions: warning about questions with different reference answers; empty if there are none.
     """
 
     prompts: tuple[Prompt, ...]
     dropped: int
     left_out: Counter[str] = field(default_factory=Counter)
     notes: tuple[str, ...] = ()
+    contradictions: str = ""
 
 
 def load_prompts(
@@ -92,7 +94,7 @@ def load_prompts(
             f"none of the {len(texts)} prompts of {first_name(source_name(source))} has between 1 and "
             f"rollout.max_prompt_tokens={max_tokens} tokens; the shortest has {min(map(len, token_ids))}"
         )
-    return PromptSet(prompts, len(texts) - len(prompts), described.left_out, described.notes)
+    return PromptSet(prompts, len(texts) - len(prompts), described.left_out, described.notes, described.contradictions)
 
 
 def check_prompt_count(

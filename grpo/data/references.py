@@ -10,6 +10,7 @@ from grpo import config
 from grpo.data.cells import BadRow, cell
 from rewards.answers.find import last_box
 from rewards.answers.formulas import without_dollars
+from rewards.answers.thinking import final_text
 from rewards.verifiers.choices import LETTERS
 
 
@@ -29,6 +30,11 @@ def reference_of(source: config.DatasetConfig, row: dict[str, Any], where: str) 
         value = source.reference_join.join(without_dollars(str(part)) for part in value)
         if not value:
             raise BadRow(f"an empty list in {column}")
+    if (source.reference_after is not None or source.reference_boxed) and isinstance(value, str):
+        # A model wrote this solution. Its thinking may hold other answers.
+        value = final_text(value)
+        if value is None:
+            raise BadRow(f"thinking that does not end in {column}, so there is no answer after it")
     if source.reference_after is not None:
         _, mark, answer = str(value).rpartition(source.reference_after)
         if not mark or not answer.strip():

@@ -12,6 +12,7 @@ from grpo import config
 from grpo.data.bars import without_bars
 from grpo.data.row_files import Places, find_files, read_files
 from grpo.deferred import deferred
+from grpo.hub_access import PAGE, why_offline
 from rewards.named_code import first_name, locate
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def _from_generator(dotted: str, options: dict[str, Any], where: str) -> dataset
 
 def _from_hub(source: config.DatasetConfig, where: str) -> datasets.Dataset:
     assert source.hub is not None
+    offline = why_offline()
     copy = f"give a local copy with {where}.path=FILE"
     try:
         if source.files:
@@ -94,7 +96,8 @@ def _from_hub(source: config.DatasetConfig, where: str) -> datasets.Dataset:
         return datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
     except ConnectionError as failure:
         raise HubUnreachable(
-            f"the hub does not answer for the data set {source.hub!r} ({failure}); {copy}"
+            f"the hub does not answer for the data set {source.hub!r} ({offline or failure}); fill the hub's cache on "
+            f"a machine with a network ({PAGE}), or {copy}"
         ) from failure
     except FileNotFoundError as failure:
         raise ValueError(f"the data set {source.hub!r} cannot be read from the hub ({failure}); {copy}") from failure

@@ -104,6 +104,7 @@ def _of_rows(task: TaskConfig, base: TaskConfig) -> list[str]:
         parts = [getattr(each, name) for each in (base, task)]
         before, after = (part and part.model_dump(mode="json", exclude=left_out) for part in parts)
         lines += changes(before, after, name)
+    lines += changes({"when": dict(base.when)}, {"when": dict(task.when)}, "")
     # A template may be long and have several lines; its name is enough.
     return [line if len(line) <= _LONGEST else f"{line.partition(':')[0]} is another" for line in sorted(lines)]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from grpo.deferred import deferred
 from grpo.evaluation.store import file_digest
-from grpo.policy.hub import at_revision, may_be_on_hub, name_of, with_revision
+from grpo.hub_access import PAGE
+from grpo.policy.hub import ask_hub, at_revision, may_be_on_hub, name_of, with_revision
 from grpo.policy.plain import plain_config
 from grpo.policy.stored import context_of
 from grpo.report import run_files
@@ -77,10 +78,13 @@ def open_model(given: str) -> Model:
         ValueError: there is no such policy, or the hub does not state the commit.
     """
     path = find_policy(given)
+    offline = ask_hub(path)
     try:
         config = plain_config(path) or transformers.AutoConfig.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError) as failure:
-        raise ValueError(f"{_unknown(given)}: {str(failure).splitlines()[0]}") from failure
+        cache = f"{offline}: fill the cache on a machine with a network by `hf download {name_of(path)}` ({PAGE})"
+        said = cache if offline else str(failure).splitlines()[0]
+        raise ValueError(f"{_unknown(given)}: {said}") from failure
     folder = Path(path)
     if folder.is_dir():
         identity = f"sha256:{folder_digest(folder)}"

@@ -19,7 +19,7 @@ from grpo.config.evaluation import TaskConfig, WindowConfig
 from grpo.data.described import DescribedRow, describe
 from grpo.data.rows import HubUnreachable, load_rows
 from rewards.judging import columns_of
-from rewards.selection import place_of
+from rewards.selection import one_of, place_of
 
 FOLDER = Path(__file__).parent / "tasks"
 _COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -84,15 +84,31 @@ def load_problems(task: TaskConfig, limit: int | None = None) -> list[Problem]:
     """
     limits = [each for each in (limit, task.data.limit) if each]
     most = min(limits) if limits else None
-    # A window chooses among all rows, so it comes before the limit.
-    data = task.data.model_copy(update={"limit": None if task.window else most})
+    # A window and `when` choose among all rows, so they come before the limit.
+    data = task.data.model_copy(update={"limit": None if task.window or task.when else most})
     try:
         described = describe(data, "task.data")
     except HubUnreachable as failure:
         raise HubUnreachable(f"{failure}, or with --data") from failure
     window = task.window
     rows = [row for row in described.rows if in_window(window, row.row)] if window else list(described.rows)
+    if task.when:
+        rows = _chosen(task, rows)
     return [_problem(task, row) for row in rows[:most]]
+
+
+def _chosen(task: TaskConfig, rows: Sequence[DescribedRow]) -> list[DescribedRow]:
+    """The rows with the values of `when`."""
+    if missing := [column for column in task.when if rows and column not in rows[0].row]:
+        raise ValueError(
+            f"task.when names the column {missing[0]!r}, which the data do not have; they have "
+            f"{', '.join(rows[0].row)}. Name another column, or take all rows: task.when=null"
+        )
+    wanted = {column: value if isinstance(value, tuple) else (value,) for column, value in task.when.items()}
+    chosen = [row for row in rows if all(one_of(row.row.get(column), values) for column, values in wanted.items())]
+    if not chosen:
+        raise ValueError(f"none of the {len(rows)} rows has the values of task.when={task.when}; correct the values")
+    return chosen
 
 
 def repeats_line(task: str, problems: Sequence[Problem]) -> str | None:

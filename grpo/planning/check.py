@@ -224,8 +224,10 @@ def _check_training_data(
     console.print(table)
     for name, prompt_set in prompts.items():
         show_first_prompt(name, prompt_set.prompts[0], tokenizer, console, full=full)
-        if problem := unknown_characters(name, prompt_set.prompts, tokenizer):
-            warnings.append(problem)
+        # A question to an environment may be the same for every hidden state, which the reference then holds.
+        contradictions = "" if settings.environment else prompt_set.contradictions
+        problems = (contradictions, unknown_characters(name, prompt_set.prompts, tokenizer))
+        warnings += [problem for problem in problems if problem]
     if prompts and (settings.tools or settings.environment):
         # A check of single turns imports no torch.
         from grpo.planning.trial_conversation import show_trial
@@ -241,6 +243,7 @@ def _check_training_data(
     parts = {name: gold_rows(prompt_set) for name, prompt_set in prompts.items()}
     sources = {name: prompt_set.prompts[0].source for name, prompt_set in prompts.items()}
     outcome = check_gold_answers(specs, parts, settings.verification, console, limit=gold_limit, sources=sources)
+    warnings += outcome.advice
     failure = ""
     if outcome.failures and settings.verification.check_golds == "refuse":
         remedy = _REMEDY if outcome.about_rows else "to start nevertheless, set verification.check_golds=warn"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -19,8 +19,9 @@ from rewards.checks.gold import GoldReport, Offender, check_gold
 from rewards.checks.gold_forms import GoldRow, as_text
 from rewards.checks.gold_judges import through
 from rewards.checks.references import ReferenceReport, check_references, shown
-from rewards.checks.trial_calls import failing_verifiers
+from rewards.checks.trial_calls import failing_verifiers, remedy_of
 from rewards.pool import VerifierPool
+from rewards.verdict import Status
 
 _SHOWN = 3
 _WIDTH = 100
@@ -37,12 +38,14 @@ class GoldOutcome:
         sound: whether everything was checked and passed.
         tried: number of gold answers that were judged; 0 if no row has a gold answer.
         about_rows: whether some failure may come from the rows, and not only from a verifier that always fails.
+        advice: what to do about verifiers that hang or fail on some rows, each a sentence.
     """
 
     failures: tuple[str, ...]
     sound: bool
     tried: int
     about_rows: bool
+    advice: tuple[str, ...] = ()
 
 
 def check_gold_answers(
@@ -96,7 +99,8 @@ def check_gold_answers(
         for what, report in reports.items()
         if report.failure
     ]
-    about_rows = bool(failures)
+    about_rows = any(not report.only_failed for report in reports.values() if report.failure)
+    about_rows = about_rows or len(failures) > sum(bool(report.failure) for report in reports.values())
     failures = [*map(str, broken.values()), *failures]
     sound = not failures and not unusable and all(report.sound for report in reports.values())
     sound = sound and not any(report.stopped for report in references.values())
@@ -106,8 +110,29 @@ def check_gold_answers(
     for what, report in references.items():
         _show_references(what, report, console)
     for what, gold_report in reports.items():
-        _show(what, len(judged[what][1]), gold_report, console)
-    return GoldOutcome(tuple(failures), sound, sum(report.tried for report in reports.values()), about_rows)
+        name, rows_of_verifier = judged[what]
+        _show(what, _use_of(specs, name), len(rows_of_verifier), gold_report, console)
+    advice = [text for what, report in reports.items() for text in _advice(what, report, verification)]
+    tried = sum(report.tried for report in reports.values())
+    return GoldOutcome(tuple(failures), sound, tried, about_rows, tuple(advice))
+
+
+def _use_of(specs: Sequence[VerifierSpec], name: str) -> str:
+    return next(spec.use for spec in specs if spec.name == name)
+
+
+def _advice(name: str, report: GoldReport, verification: config.VerificationConfig) -> Iterator[str]:
+    """Yield what to do about the failed verdicts on gold answers, a sentence for each kind."""
+    failed = [each.verdict for each in report.refused if each.verdict.status.failed]
+    if any(verdict.status is Status.TIMEOUT for verdict in failed):
+        yield (
+            f"verifier {name!r}: some calls did not end within verification.deadline_s={verification.deadline_s:g}: "
+            "make it end sooner, or raise the deadline. Such verdicts teach nothing, and a run stops if their share "
+            f"exceeds verification.max_failure_share={verification.max_failure_share:g}"
+        )
+    errors = [verdict.reason for verdict in failed if verdict.status is not Status.TIMEOUT]
+    if errors:
+        yield f"verifier {name!r}: some calls failed: {errors[0]}. {remedy_of(errors[0])}"
 
 
 def _judge(
@@ -215,19 +240,22 @@ def _print(console: Console, text: str, style: str = "") -> None:
     console.print(literal(f"  {text}", style), soft_wrap=True)
 
 
-def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
+def _show(name: str, use: str, rows: int, report: GoldReport, console: Console) -> None:
     line = functools.partial(_print, console)
-    if report.no_answer:
+    if report.no_answer and use == "environment":
+        line(f"{name}: the environment judges, so there are no gold answers to check")
+    elif report.no_answer:
         reason = "the reference is not an answer itself, and the rows contain no solution that the verifier can find"
         line(f"{name}: {report.no_answer:,} of {report.rows:,} rows cannot be checked: {reason}", "yellow")
-        line("  the option `solution_column` of the verifier `code` names a column with solutions; a run needs none")
+        if use == "code":
+            line("  the option `solution_column` of `code` names a column with solutions; a run needs none")
     if report.tried or report.stopped:
         good = "red" if report.failure else "green" if report.sound else "yellow"
         share = f"{report.accepted:,} of {report.tried:,} gold answers are `correct`"
         line(f"{name}: {share}; of {report.scrambled:,} answers of other rows, {report.scrambled_accepted:,} are", good)
     if report.stopped:
         line(f"  stopped after {report.rows:,} of {rows:,} rows: {report.stopped}", "yellow")
-        if report.tried and not report.accepted:
+        if report.tried and not report.accepted and not report.only_failed:
             line(
                 "  if the reference of your verifier is not itself an answer, declare this with `gold_completions` "
                 "(docs/verifiers.md)"
@@ -238,7 +266,7 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
             "yellow",
         )
     if report.tried > report.accepted:
-        line("  the verifier refused these gold answers, so the policy could never be right:", "yellow")
+        line(f"  {_said_of_refused(report)}:", "yellow")
         _show_offenders(report.refused, report.tried - report.accepted, line)
     if report.scrambled_accepted:
         line("  another row's answer was accepted; the policy may exploit this, unless both mean the same:", "yellow")
@@ -250,6 +278,18 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
         )
         for row, problem in report.first_unreadable[:_SHOWN]:
             line(f"    {row.place}: {shown(row.reference)}: {problem}")
+
+
+def _said_of_refused(report: GoldReport) -> str:
+    """What the verifier did with the gold answers that are not `correct`."""
+    if report.graded == report.tried - report.accepted:
+        return (
+            "these gold answers got a grade below the verifier's `pass_mark` (`scored`): the reward counts it, but "
+            "accuracy does not"
+        )
+    if report.only_failed:
+        return "the verifier gave no verdict on these gold answers"
+    return "the verifier refused these gold answers, so the policy could never be right"
 
 
 def _show_offenders(offenders: Sequence[Offender], count: int, line: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from grpo import config
 from grpo.conversation.calls import written_calls
 from grpo.conversation.renderer import ChatRenderer
-from grpo.messages import ChatMessage, Dialogue, ToolCall
+from grpo.messages import ChatMessage, ConversationEnd, Dialogue, ToolCall
 from grpo.planning.first_prompt import print_lines
 from grpo.policy.stored import local_or_hub
 from grpo.run.streams import Streams, check_prompts
@@ -121,17 +121,25 @@ def show_trial(settings: config.TrainConfig, prompts: Sequence[Prompt], console:
     console.print(literal(f"first prompt of a conversation, as the policy reads it ({tokens:,} tokens)", "bold"))
     print_lines(first, _SHOWN, console, full=full)
     console.print(literal("a conversation, in which a stand-in speaks for the policy", "bold"))
-    _show(completion.dialogue, console, full=full)
+    _show(completion.dialogue, console, (turns, limits.max_turns), full=full)
 
 
-def _show(dialogue: Dialogue, console: Console, *, full: bool) -> None:
+def _show(dialogue: Dialogue, console: Console, turns: tuple[int, int], *, full: bool) -> None:
     for message in dialogue.messages[dialogue.opening :]:
         console.print(literal(f"  {_speaker(message)}", "dim"))
         print_lines(message.content, _SHOWN, console, full=full, mark="> " if message.role == "assistant" else "| ")
     reward = "no reward of an environment" if dialogue.reward.score is None else f"reward {dialogue.reward.score:g}"
     failures = ", ".join(f"{count} {kind}" for kind, count in dialogue.failures.items()) or "none"
-    line = f"  end: {dialogue.ended}; {dialogue.calls} calls, failures: {failures}; {reward}; {dialogue.lasted_s:.1f} s"
+    counted = f"{dialogue.calls} calls, failures: {failures}; {reward}; {dialogue.lasted_s:.1f} s"
+    line = f"  end: {_end(dialogue, *turns)}; {counted}"
     console.print(literal(line + (f"; {dialogue.reason}" if dialogue.reason else "")))
+
+
+def _end(dialogue: Dialogue, played: int, allowed: int) -> str:
+    """What ended the conversation, of `played` turns at most; a run allows `allowed` turns."""
+    if dialogue.ended is not ConversationEnd.TURNS or played == allowed:
+        return str(dialogue.ended)
+    return f"the check stops after {played} turns; a run goes on up to conversation.max_turns={allowed}"
 
 
 def _speaker(message: ChatMessage) -> str:

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from grpo.hub_access import why_offline
+
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -30,6 +32,14 @@ def name_of(policy: str) -> str:
 def revision_of(policy: str) -> str | None:
     """Return the revision in a name on the hub. Return None for a folder, or for a name without a revision."""
     return None if Path(policy).is_dir() else policy.partition("@")[2] or None
+
+
+def ask_hub(policy: str) -> str:
+    """Return why only the hub's cache can be read (`grpo.hub_access`); the empty text for a folder, or if it answers.
+
+    To be called before a library asks for a policy.
+    """
+    return "" if Path(policy).is_dir() else why_offline()
 
 
 def at_revision(policy: str) -> dict[str, Any]:

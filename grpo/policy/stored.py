@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from grpo import config
 from grpo.deferred import deferred
-from grpo.policy.hub import at_revision, may_be_on_hub, name_of, with_revision
+from grpo.hub_access import PAGE
+from grpo.policy.hub import ask_hub, at_revision, may_be_on_hub, name_of, with_revision
 from grpo.policy.plain import PlainConfig, plain_config, plain_tokenizer
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     if not _may_exist(path):
         raise _absent(path)
+    ask_hub(path)
     try:
         return plain_tokenizer(path) or transformers.AutoTokenizer.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError) as failure:
@@ -69,6 +71,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the tokens that end a completion, as the tokenizer and the policy's generation config define them."""
     ends = {tokenizer.eos_token_id}
+    ask_hub(path)
     try:
         more = transformers.GenerationConfig.from_pretrained(name_of(path), **at_revision(path)).eos_token_id
     except OSError:
@@ -80,11 +83,10 @@ def _absent(path: str) -> ValueError:
     as_path = "check the path (`grpo sft configs/quickstart_sft.yaml` makes the quickstart's policy)"
     if not may_be_on_hub(path):
         remedy = as_path
-    elif _offline():
+    elif offline := ask_hub(path):
         remedy = (
-            f"if it is a folder, {as_path}. If it is a name on the hub: HF_HUB_OFFLINE is set, so only the hub's cache "
-            f"was read (HF_HOME); on a machine with a network, fill the cache by `hf download {name_of(path)}` "
-            "(docs/offline.md)"
+            f"if it is a folder, {as_path}. If it is a name on the hub: {offline}; on a machine with a network, fill "
+            f"the cache by `hf download {name_of(path)}` ({PAGE})"
         )
     else:
         remedy = (
@@ -94,12 +96,6 @@ def _absent(path: str) -> ValueError:
     return ValueError(
         f"policy.path={path!r} is neither a folder with a policy nor a readable name on the hub; {remedy}"
     )
-
-
-def _offline() -> bool:
-    import huggingface_hub
-
-    return bool(huggingface_hub.is_offline_mode())
 
 
 def _may_exist(path: str) -> bool:
@@ -113,6 +109,7 @@ def policy_config(policy: config.PolicyConfig) -> PreTrainedConfig | PlainConfig
         return None
     if plain := plain_config(path):
         return plain
+    ask_hub(path)
     try:
         shape: PreTrainedConfig = transformers.AutoConfig.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError):

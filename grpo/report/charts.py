@@ -75,7 +75,7 @@ RUN_CHARTS = (
         "Margin of the implicit rewards",
         "beta x nats",
     ),
-    RunChart("reward", "Mean reward", (("mean reward", "reward/mean"),), "Mean reward"),
+    RunChart("reward", "Mean reward", (("mean reward", "reward/mean"),), "Mean reward", low=0.0),
     RunChart(
         "completion_length",
         "Completion length",

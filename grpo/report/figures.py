@@ -108,6 +108,8 @@ def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
         figure = Figure(figsize=(5 * columns, 3.4 * rows), layout="constrained")
         for position, chart in enumerate(charts, start=1):
             _draw(chart, figure.add_subplot(rows, columns, position), entries)
+        if len(entries) == 1:
+            figure.suptitle(entries[0].label, x=0.01, ha="left", fontsize=11, color="#3a4148")
         written.append(_save(figure, folder / "overview.png"))
         for chart in charts:
             figure = Figure(figsize=(6.25, 3.9), layout="constrained")
@@ -148,7 +150,8 @@ def _draw(chart: RunChart, axes: Axes, entries: Sequence[_Entry]) -> None:
     if len(entries) == 1:
         _draw_behind(axes, entries[0], chart)
     if chart.low is not None:
-        axes.set_ylim(bottom=chart.low)
+        # A reward may be negative.
+        axes.set_ylim(bottom=min(chart.low, axes.dataLim.y0))
     if chart.high is not None:
         axes.set_ylim(top=1.02 * chart.high)
     if (chart.low, chart.high) == (0.0, 1.0):

@@ -17,9 +17,10 @@ from rewards.checks.gold_forms import GoldRow
 from rewards.checks.gold_judges import through
 from rewards.checks.gold_questions import questioned
 from rewards.checks.references import ReferenceReport, UnusableReference, check_references, shown
-from rewards.checks.trial_calls import AlwaysFails, failing_verifiers
+from rewards.checks.trial_calls import AlwaysFails, failing_verifiers, remedy_of
 from rewards.pool import VerifierPool
 from rewards.selection import choose
+from rewards.verdict import Status
 
 MATHEMATICAL = ("math", "math_verify")
 # Time limit for checking references before a job, in seconds: a verifier may run a slow program. `grpo check` has no
@@ -223,8 +224,15 @@ def _useless(name: str, report: GoldReport, keys: Keys) -> str:
             f"{offender.row.place}: reference {shown(offender.row.reference)}, {tried} -> {verdict.status.value}: "
             f"{verdict.reason}"
         )
+    start = (
+        f"verifier {name!r}: {report.failure}, so no completion could earn its reward. The first such row: {example}"
+    )
+    if report.refused and report.only_failed:
+        late = report.refused[0].verdict.status is Status.TIMEOUT
+        deadline = f"Make the verifier end sooner, or raise its deadline ({keys.section}deadline_s)"
+        return f"{start}. {deadline if late else remedy_of(report.refused[0].verdict.reason)}"
     return (
-        f"verifier {name!r}: {report.failure}, so no completion could earn its reward. The first such row: {example}. "
+        f"{start}. "
         f"Name the column of the final answer with {keys.reference}, or change the verifier's options. If the "
         "reference of your verifier is not itself an answer, declare this with gold_completions (docs/verifiers.md)"
     )

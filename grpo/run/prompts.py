@@ -44,6 +44,7 @@ class RunPrompts:
             ValueError: the data does not fit the config, a row has no verifier that judges it, too many rows have a
                 reference that cannot be used, or no gold answer is `correct`.
         """
+        self._environment = settings.environment is not None
         self._longest = longest = settings.rollout.max_prompt_tokens
         self._sources = load_sources(settings.data, tokenizer, max_tokens=longest)
         self._evaluated: PromptSet | None = None
@@ -129,6 +130,8 @@ class RunPrompts:
             if prompts.left_out:
                 yield f"{name} rows left out (on_bad_row=drop): {lines_of(prompts.left_out)}"
             yield from prompts.notes
+            if prompts.contradictions and not self._environment:
+                yield prompts.contradictions
         for name, source in self._sources.items():
             if name:
                 count = len(source.training.prompts)

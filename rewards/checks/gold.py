@@ -95,6 +95,11 @@ class GoldReport:
         if not self.tried:
             return ""
         if not self.accepted and not self.graded:
+            if self.refused and self.only_failed:
+                first = self.refused[0].verdict
+                late = first.status is Status.TIMEOUT
+                what = "came in time" if late else f"said anything about the answer (the first: {first.reason})"
+                return f"none of {self.tried:,} verdicts on gold answers {what}"
             return f"none of {self.tried:,} gold answers is `correct`"
         if self.unreadable == self.tried:
             return f"none of {self.tried:,} gold answers can be read as mathematics: only the same text is `correct`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rewards.adapt import OUTSIDE
 from rewards.checks.gold_forms import FORMS, Call, GoldRow, answers_of, nested_too_deep
 from rewards.checks.gold_judges import CheckStopped, Judge
 from rewards.verdict import Status, Verdict
@@ -31,8 +32,17 @@ class AlwaysFails:
     def __str__(self) -> str:
         return (
             f"verifier {self.name!r} failed on all {self.tried} completions that were tried, so a run would stop: "
-            f"{self.reason}. Correct the verifier or its options"
+            f"{self.reason}. {remedy_of(self.reason)}"
         )
+
+
+def remedy_of(reason: str) -> str:
+    """Return what to do about a verdict of status `error`, by its reason."""
+    if OUTSIDE in reason:
+        return (
+            "Return a number from 0 to 1, or widen the bounds with the verifier's options: {bounds: [least, greatest]}"
+        )
+    return "Correct the verifier or its options"
 
 
 def failing_verifiers(judge: Judge, rows: Sequence[GoldRow]) -> dict[str, AlwaysFails]:

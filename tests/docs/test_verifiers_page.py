@@ -106,8 +106,13 @@ def test_the_examples_of_groups_of_prepare_and_of_judges(tmp_path, monkeypatch) 
 
 
 def test_every_built_in_verifier_is_in_the_table() -> None:
-    rows = set(re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(BUILT_IN) <= rows
+    page = PAGE.read_text(encoding="utf-8")
+    table = page[page.index("| name | what it decides | options |") :].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", table, re.MULTILINE))
+    assert set(BUILT_IN) <= set(rows)
+    for name in set(BUILT_IN) - {"math_verify", "environment"}:
+        parameters = inspect.signature(locate(BUILT_IN[name], name)).parameters
+        assert set(re.findall(r"`(\w+)`", rows[name])) == set(parameters), name
 
 
 def test_a_runs_reasoning_tags_go_to_the_verifiers_that_look_for_answers() -> None:

@@ -525,9 +525,19 @@ def test_check_survives_a_verifier_that_hangs(config: Path) -> None:
     result = check_rows_of(config, rows, verifiers=[{"name": "own", "use": f"{stuck}:verify"}],
                            verification={"deadline_s": 0.5, "workers": 2})  # fmt: skip
     assert result.exit_code == 1, result.output
-    assert "gold answers: FAILED: verifier 'own': none of" in result.stdout and "a run would not start" in result.stderr
+    assert re.search(r"FAILED: verifier 'own': none of \d verdicts on gold answers came in time", result.stdout)
+    assert "within verification.deadline_s=0.5: make it end sooner" in result.stdout
+    assert "a run would not start" in result.stderr and "correct the rows" not in result.stderr
     assert "hung until their deadline" in result.stdout
     assert time.monotonic() - begun < 60
+
+
+def test_contradicting_answers_change_the_verdict(config: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": f"{n}", "answer": str(n)} for n in range(9)]
+    result = check_rows_of(config, [*rows, {"prompt": "3", "answer": "4"}])
+    assert result.exit_code == 0 and "verdict: a run would start; 1 warning above" in result.stdout, result.output
+    file = config.with_name("rows.jsonl")
+    assert f"row 3 ({file}:4) and row 9 ({file}:10) ('3' and '4')" in result.stdout
 
 
 def test_check_names_the_section_of_held_out_data(config: Path) -> None:

@@ -184,16 +184,31 @@ def test_all_missing_columns_are_named_at_once(tmp_path: Path, tokenizer: PreTra
         )
 
 
+def test_an_answer_is_read_after_the_thinking(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    said = ("<think>Maybe #### 7, or \\boxed{7}.</think>So \\boxed{3}. #### 3", "<think>It is \\boxed{7}. #### 7")
+    (tmp_path / "rows.jsonl").write_text(lines([{"prompt": "1?", "answer": text} for text in said]))
+    source = DatasetConfig(path=str(tmp_path / "rows.jsonl"), on_bad_row="drop")
+    for keys in ({"reference_after": "#### "}, {"reference_boxed": True}):
+        prompts = load_prompts(source.model_copy(update=keys), tokenizer, max_tokens=9)
+        assert [prompt.reference for prompt in prompts.prompts] == ["3"]
+        assert [*prompts.left_out] == ["thinking that does not end in column 'answer' (data.reference), so there is no "
+                                       "answer after it"]  # fmt: skip
+
+
 def test_repeated_and_contradicting_questions_are_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [{"prompt": "1?", "answer": answer} for answer in ("1", "1", "2")] + [{"prompt": "2?", "answer": "2"}]
     (tmp_path / "rows.jsonl").write_text(lines(rows))
     source = DatasetConfig(path=str(tmp_path / "rows.jsonl"))
-    notes = load_prompts(source, tokenizer, max_tokens=9).notes
-    assert notes[0].startswith("2 of 4 rows of data repeat") and notes[1].startswith("1 question(s) of data stand in")
+    prompts = load_prompts(source, tokenizer, max_tokens=9)
+    assert prompts.notes == ("2 of 4 rows of data repeat the question of an earlier row",)
+    file = tmp_path / "rows.jsonl"
+    assert prompts.contradictions.startswith("1 question(s) of data stand in several rows")
+    assert f"row 0 ({file}:1) and row 2 ({file}:3) ('1' and '2'). Correct" in prompts.contradictions
     with pytest.raises(ValueError, match=r"data\.template contains \{answer\}, the column of the reference answer"):
         load_prompts(source.model_copy(update={"template": "{prompt} {answer}"}), tokenizer, max_tokens=9)
     (tmp_path / "rows.jsonl").write_text(lines(ROWS))
-    assert load_prompts(source, tokenizer, max_tokens=9).notes == ()
+    prompts = load_prompts(source, tokenizer, max_tokens=9)
+    assert prompts.notes == () and not prompts.contradictions
 
 
 def test_reading_shows_no_bars_of_a_library(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

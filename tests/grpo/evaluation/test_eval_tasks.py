@@ -20,10 +20,10 @@ from rewards.build import build_verifier
 from rewards.verdict import Status
 
 PROMISED = [
-    "aime24", "aime25", "aime26", "amc23", "beyond_aime", "brumo25", "gpqa_diamond", "gsm8k", "gsm8k_5shot",
-    "hmmt_feb25", "hmmt_nov25", "humaneval", "humaneval_plus", "ifeval", "livecodebench", "livecodebench_2408_2501",
-    "livecodebench_2408_2505", "livecodebench_2410_2502", "math", "math500", "mbpp", "mbpp_plus", "minerva_math",
-    "mmlu_pro", "olympiadbench",
+    "aime24", "aime25", "aime26", "amc23", "bbh_deduction", "beyond_aime", "brumo25", "gpqa_diamond", "gsm8k",
+    "gsm8k_5shot", "hle_exact", "hmmt_feb25", "hmmt_nov25", "humaneval", "humaneval_plus", "ifeval", "livecodebench",
+    "livecodebench_2408_2501", "livecodebench_2408_2505", "livecodebench_2410_2502", "math", "math500", "mbpp",
+    "mbpp_plus", "minerva_math", "mmlu_pro", "olympiadbench", "supergpqa",
 ]  # fmt: skip
 
 
@@ -110,6 +110,34 @@ def test_ten_options_and_a_letter(tmp_path: Path) -> None:
     assert status("mmlu_pro", ten, "It is \\boxed{9}.") is Status.CORRECT
     assert status("mmlu_pro", ten, "It is \\boxed{A}.") is Status.WRONG
     assert status("mmlu_pro", few, "It is \\boxed{J}.") is Status.UNPARSEABLE
+
+
+def test_letters_of_supergpqa_and_of_big_bench_hard(tmp_path: Path) -> None:
+    row = {"question": "Which is 9?", "options": [str(n) for n in range(10)], "answer": "9", "answer_letter": "J"}
+    (problem,) = local(tmp_path, "supergpqa", [row | {"discipline": "Law", "is_calculation": True}])
+    assert "\nJ) 9\n" in problem.question
+    assert status("supergpqa", problem, "\\boxed{J}") is Status.CORRECT
+    assert status("supergpqa", problem, "\\boxed{A}") is Status.WRONG
+    asked = "Which is third?\nOptions:\n(A) The gray book\n(B) The red book\n(C) The blue book"
+    (problem,) = local(tmp_path, "bbh_deduction", [{"input": asked, "target": "(C)"}])
+    assert problem.question.startswith(asked)
+    assert status("bbh_deduction", problem, "So it is \\boxed{C}.") is Status.CORRECT
+    assert status("bbh_deduction", problem, "So it is \\boxed{(B)}.") is Status.WRONG
+
+
+def test_rows_are_chosen_by_their_values(tmp_path: Path) -> None:
+    row = {"id": "1", "question": "Who?", "image": "", "answer": "Euler", "answer_type": "exactMatch"}
+    rows = [row | {"answer_type": "multipleChoice"}, row | {"image": "data:image/png;base64,AA"}, row, row]
+    name, path = "hle_exact", tmp_path / "hle_exact.jsonl"
+    problems = local(tmp_path, name, rows)
+    assert [problem.id for problem in problems] == [f"hle_exact:{n}" for n in (2, 3)]
+    assert len(load_problems(load_task(name, [f"data.path={path}"]), limit=1)) == 1, "the limit counts what is chosen"
+    assert status(name, problems[0], "\\boxed{euler}") is Status.CORRECT
+    assert status(name, problems[0], "\\boxed{Gauss}") is Status.WRONG
+    with pytest.raises(ValueError, match=r"task\.when names the column 'kind'.*they have id, question, image"):
+        local(tmp_path, name, rows, "when={kind: exactMatch}")
+    with pytest.raises(ValueError, match=r"none of the 4 rows has the values of task\.when"):
+        local(tmp_path, name, rows, "when.image=other")
 
 
 def test_instructions_are_rows_of_ifeval(tmp_path: Path) -> None:
