@@ -19,11 +19,10 @@ from grpo.labelling.labels import (
     read_labels,
 )
 from grpo.labelling.page import Labelling, make_label_app
+from grpo.report import run_files
 from grpo.view.guards import new_token, serve_app
 from rewards.judges.client import JudgeClient
 
-# Folder with a judge's answers, as in a training run.
-_CACHE = "judgements"
 Say = Callable[[str], None]
 
 
@@ -109,7 +108,7 @@ def label_by_judge(request: LabelRequest, judge: Path, say: Say, *, concurrency:
     settings = read_judge(judge)
     items = request.read(say).items
     if settings.cache is None:
-        settings = dataclasses.replace(settings, cache=str(request.labels_path.with_name(_CACHE)))
+        settings = dataclasses.replace(settings, cache=str(request.labels_path.with_name(run_files.JUDGEMENTS)))
     name = labeller_of(settings)
     done = {label.id for label in read_labels(request.labels_path) if label.labeller == name}
     left = [item for item in items if item.id not in done]
