@@ -11,7 +11,7 @@ import typer
 
 from grpo.cli.evaluation import eval_app
 from grpo.cli.jobs import dpo, launch, sft, train
-from grpo.cli.labelling import label
+from grpo.cli.labelling import critique, label
 from grpo.cli.looking import audit, push, view
 from grpo.cli.planning import check, config, profile, simulate
 from grpo.terminal import show_traceback
@@ -31,7 +31,7 @@ Start with `grpo check CONFIG`: it finds every problem at once and claims nothin
 )
 
 
-for _command in (train, sft, dpo, check, launch, view, label, audit, push, profile, simulate, config):
+for _command in (train, sft, dpo, check, launch, view, label, critique, audit, push, profile, simulate, config):
     app.command()(_command)
 app.add_typer(eval_app, name="eval")
 

@@ -1,4 +1,4 @@
-"""The commands for signals that people or judges give: label."""
+"""The commands for signals that people or judges give: label and critique."""
 
 from __future__ import annotations
 
@@ -48,5 +48,32 @@ def label(
             label_by_people(request, _say, host="127.0.0.1", port=port)
         else:
             label_by_judge(request, judge, _say, concurrency=concurrency)
+
+    guarded(job, debug)
+
+
+def critique(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="rows with a prompt, or a run's folder")],
+    critic: Annotated[Path, typer.Option(metavar="CONFIG", help="YAML file with url, model and principles")],
+    out: Annotated[Path, typer.Option(metavar="ROWS", help="file of the rows; the same command continues it")],
+    prompt: Annotated[str, typer.Option(help="column with the prompt")] = "prompt",
+    draft: Annotated[
+        str | None, typer.Option(help="column with the draft; default: the model writes the draft")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="largest number of prompts; default: all")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="rows at the same time")] = 16,
+    debug: Debug = False,
+) -> None:
+    """Let a language model criticise drafts by the principles of a constitution and revise them, for `grpo sft`.
+
+    Each prompt gets a principle that the seed draws. The rows have prompt, draft, principle, critique and revision.
+    With `data.response=revision` they train a policy (docs/judges.md).
+    """
+
+    def job() -> None:
+        from grpo.labelling.critique import CritiqueRequest, write_critiques
+
+        request = CritiqueRequest(source, critic, out, prompt, draft, limit, concurrency)
+        write_critiques(request, _say)
 
     guarded(job, debug)

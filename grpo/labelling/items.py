@@ -86,6 +86,15 @@ def read_items(source: Path, *, show: int, limit: int | None, seed: int) -> Labe
     return LabelSet(tuple(shuffled[:limit]), equal, conversations)
 
 
+def prompts_of_run(run_dir: Path) -> list[tuple[str, list[str]]]:
+    """The prompts of a run with their stored answers, without conversations and without empty answers.
+
+    Raises:
+        ValueError: the folder has no stored groups.
+    """
+    return [(prompt, answers) for prompt, answers, talks in _of_run(run_dir) if answers and not talks]
+
+
 def _of_run(run_dir: Path) -> Iterator[tuple[str, list[str], bool]]:
     steps = stored_steps(run_dir)
     if not steps:

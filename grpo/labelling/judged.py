@@ -77,6 +77,15 @@ def read_judge(path: Path) -> JudgeSettings:
     Raises:
         ValueError: the file cannot be read, or an option is wrong.
     """
+    return judge_settings(options_in(path))
+
+
+def options_in(path: Path) -> dict[str, Any]:
+    """Read the options of a judge or a critic from a YAML file.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no keys.
+    """
     try:
         options: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as problem:
@@ -84,8 +93,8 @@ def read_judge(path: Path) -> JudgeSettings:
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise ValueError(f"the judge's file {path} is not YAML: {' '.join(str(problem).split())}") from problem
     if not isinstance(options, Mapping):
-        raise ValueError(f"the judge's file {path} needs the keys url, model and rubric")
-    return judge_settings({str(name): value for name, value in options.items()})
+        raise ValueError(f"the judge's file {path} has no keys; it needs url and model")
+    return {str(name): value for name, value in options.items()}
 
 
 def labeller_of(settings: JudgeSettings) -> str:
