@@ -25,6 +25,7 @@ ORDER = (
     {"cluster"},
     {"generator", "learner"},
     {"weights"},
+    {"labelling"},
     {"view", "rollout", "data", "policy"},
     {"agents"},
     {"environments"},
@@ -80,7 +81,7 @@ ROOMS = {
     # Ulysses attention is part of the policy, and DeepSpeed's.
     "deepspeed": {"grpo/learner/", "grpo/policy/sequence_parallel.py"},
     "peft": {"grpo/policy/adapters.py"},
-    "fastapi": {"grpo/agents/server.py", "grpo/view/server.py"},
+    "fastapi": {"grpo/agents/server.py", "grpo/labelling/page.py", "grpo/view/"},
 }
 # What a library keeps private changes without notice, so what we touch of it stands in one file for each library.
 PRIVATE = {

@@ -11,6 +11,7 @@ import typer
 
 from grpo.cli.evaluation import eval_app
 from grpo.cli.jobs import dpo, launch, reward, sft, train
+from grpo.cli.labelling import critique, label
 from grpo.cli.looking import audit, push, view
 from grpo.cli.planning import check, config, profile, simulate
 from grpo.terminal import show_traceback
@@ -30,7 +31,22 @@ Start with `grpo check CONFIG`: it finds every problem at once and claims nothin
 )
 
 
-for _command in (train, sft, dpo, reward, check, launch, view, audit, push, profile, simulate, config):
+for _command in (
+    train,
+    sft,
+    dpo,
+    reward,
+    check,
+    launch,
+    view,
+    label,
+    critique,
+    audit,
+    push,
+    profile,
+    simulate,
+    config,
+):
     app.command()(_command)
 app.add_typer(eval_app, name="eval")
 

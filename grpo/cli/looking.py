@@ -20,15 +20,33 @@ def audit(
     limit: Annotated[int, typer.Option(min=1, help="largest number of verdicts; if more, a sample")] = 20_000,
     show: Annotated[int, typer.Option(min=0, help="disagreements to print of each kind")] = 3,
     deadline_s: Annotated[float, typer.Option(min=0.1, help="seconds after which Math-Verify is killed")] = 5.0,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="people's labels to compare with, in place of Math-Verify")
+    ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="with --labels: YAML file of a judge, in place of the verifiers"),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Grade a run's stored rollouts again with Math-Verify (extra `audit`), and show where the two disagree.
+
+    With `--labels`, the run's verdicts are compared with people's labels: labels of `grpo label`, preference rows, or
+    rows of `prompt`, `completion` and `label`. `--judge` compares a judge before a run pays for it. Differences are
+    written to `label_audit.jsonl`.
 
     The rates of false positives and false negatives are estimates with 95 % intervals. Math-Verify makes errors
     too, so read the texts. All disagreements are written to `audit.jsonl` in the run's folder.
     """
 
     def job() -> None:
+        if labels is not None:
+            from grpo.labelling.label_audit import audit_labels
+
+            audit_labels(run, labels, Terminal(), verifiers=verifier or (), judge=judge, show=show)
+            return
+        if judge is not None:
+            raise ValueError("--judge needs --labels FILE, people's labels to compare the judge with")
         from grpo.evaluation.audit import audit_run
 
         audit_run(run, Terminal(), verifiers=verifier or (), limit=limit, show=show, deadline_s=deadline_s)

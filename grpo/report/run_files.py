@@ -13,6 +13,9 @@ REPORT = "report.html"
 LEDGER = "ledger.jsonl"
 TIMELINE = "timeline.jsonl"
 AUDIT = "audit.jsonl"
+# Differences between verifiers and people, and the answers of judges.
+LABEL_AUDIT = "label_audit.jsonl"
+JUDGEMENTS = "judgements"
 FAULTS = "faults.log"
 LOGS = "logs"
 # Folder in `logs/` with the files of all processes, old and new. `logs/` itself has links to the newest files.

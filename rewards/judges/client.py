@@ -19,6 +19,7 @@ from rewards.judges.questions import (
     read_better,
     read_choice,
     read_ranking,
+    read_text,
 )
 from rewards.judges.rubric import Rubric, draw_principle, read_principles, read_rubric
 from rewards.judges.server import JudgeFailed, JudgeReply, JudgeServer, JudgeServerSettings, server_settings
@@ -92,6 +93,25 @@ def judge_settings(options: Mapping[str, Any]) -> JudgeSettings:
     )
 
 
+def critic_settings(options: Mapping[str, Any]) -> JudgeSettings:
+    """Check the options of a critic, who writes texts: those of `server_settings`, and principles, seed, cache.
+
+    Raises:
+        ValueError: an option is unknown or missing, or has a wrong value.
+    """
+    known = (*_SERVER_OPTIONS, "principles", "seed", "cache")
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"a critic has no option {unknown[0]!r}; it takes {', '.join(known)}")
+    if missing := [name for name in ("url", "model", "principles") if options.get(name) is None]:
+        raise ValueError(f"a critic needs the option {missing[0]!r}; it needs url, model and principles")
+    server = server_settings(**{name: options[name] for name in _SERVER_OPTIONS if name in options})
+    seed, cache = options.get("seed", 0), options.get("cache")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    principles = read_principles(options["principles"])
+    return JudgeSettings(server, Rubric("", {}), principles, seed, None if cache is None else str(cache))
+
+
 class JudgeClient:
     """Asks a judge, at most once for each content of a question."""
 
@@ -155,13 +175,39 @@ class JudgeClient:
         Raises:
             JudgeFailed: there is no usable answer.
         """
+        return await self._ask(question.content(), question.messages, question.schema, read)
+
+    async def write(self, question: JudgeQuestion) -> tuple[str, Spend]:
+        """Ask for a text, and return the text and the spend.
+
+        Raises:
+            JudgeFailed: there is no answer, or it is empty.
+        """
+        return await self.ask(question, read_text)
+
+    async def answer(self, prompt: str) -> tuple[str, Spend]:
+        """Let the server's model answer a prompt as it stands; return the answer and the spend.
+
+        Raises:
+            JudgeFailed: there is no answer, or it is empty.
+        """
+        content = json.dumps(["answer", prompt])
+        return await self._ask(content, lambda: [{"role": "user", "content": prompt}], None, read_text)
+
+    async def _ask(
+        self,
+        content: str,
+        messages: Callable[[], list[dict[str, str]]],
+        schema: Mapping[str, Any] | None,
+        read: Callable[[str], _Read],
+    ) -> tuple[_Read, Spend]:
         begun = time.perf_counter()
-        key = AnswerCache.key(json.dumps([self.settings.server.identity, question.content()]))
+        key = AnswerCache.key(json.dumps([self.settings.server.identity, content]))
         async with self._cache.alone(key):
             if (stored := self._cache.get(key)) is not None:
                 self.cache_hits += 1
                 return read(stored.text), Spend(0, 0, time.perf_counter() - begun, True)
-            reply: JudgeReply = await self._server.ask(question.messages(), question.schema)
+            reply: JudgeReply = await self._server.ask(messages(), schema)
             try:
                 answer = read(reply.text)
             except BadAnswer as problem:

@@ -99,6 +99,24 @@ def comparing(rubric: Rubric, problem: str, first: str, second: str, principle: 
     )
 
 
+def critique(problem: str, draft: str, principle: str) -> JudgeQuestion:
+    """Ask for a critique of an answer by a principle (Constitutional AI, arXiv:2212.08073, section 3.1)."""
+    return JudgeQuestion(
+        f"Write a critique of the answer by this principle alone: {principle}\n\nName what breaks the principle, and "
+        "where. If nothing breaks it, say so. Write the critique and nothing else.",
+        (("PROMPT", problem), ("ANSWER", draft)),
+    )
+
+
+def revision(problem: str, draft: str, principle: str, criticism: str) -> JudgeQuestion:
+    """Ask for a new answer without what a critique names (arXiv:2212.08073, section 3.1)."""
+    return JudgeQuestion(
+        f"Rewrite the answer so that it still answers the prompt and follows this principle: {principle}\n\nThe "
+        "critique says what is wrong with it. Write the new answer and nothing else.",
+        (("PROMPT", problem), ("ANSWER", draft), ("CRITIQUE", criticism)),
+    )
+
+
 def _with_principle(question: str, principle: str) -> str:
     return f"{question}\n\nJudge by this principle alone: {principle}" if principle else question
 
@@ -176,6 +194,17 @@ def _read(text: str, key: str) -> dict[str, Any]:
     if key != "ranking" and not isinstance(answer[key], str):
         raise BadAnswer(f"the judge's {key} is {answer[key]!r:.60}; expected text")
     return answer
+
+
+def read_text(text: str) -> str:
+    """Read an answer in prose.
+
+    Raises:
+        BadAnswer: it is empty.
+    """
+    if not (body := after_thoughts(text).strip()):
+        raise BadAnswer("the answer is empty behind its thoughts")
+    return body
 
 
 def after_thoughts(text: str) -> str:

@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 from grpo.cli.app import app
 from grpo.report.recorder import RunRecorder
 from grpo.types import Group, Prompt
+from grpo.view.guards import is_own_host
 from grpo.view.page import ASSETS, export, page
 from grpo.view.runs import open_runs
-from grpo.view.server import is_own_host, make_app, serve
+from grpo.view.server import make_app, serve
 from grpo.visible import visible
 from rewards import verdict
 

@@ -1,0 +1,1 @@
+"""Labelling: people or judges compare stored answers; the labels become preference rows (docs/preferences.md)."""
