@@ -11,7 +11,7 @@ from grpo.algorithm.choices import advantages_of, aggregation_of
 from grpo.algorithm.minibatches import minibatches
 from grpo.algorithm.objective import carries_loss
 from grpo.algorithm.rescoring import kl_to_reference, proximal_logprobs
-from grpo.algorithm.turn_advantages import turn_advantages
+from grpo.algorithm.signals.by_token import token_advantages
 from grpo.config import TrainConfig
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress
@@ -59,8 +59,11 @@ def train(
             watch.start(Phase.LEARN)
             run.turns.learn()
             kl_PG = kl_to_reference(settings, run.learner, groups, valid_PG)
-            advantages_PG = advantages_of(algorithm, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
-            by_turn = turn_advantages(algorithm, groups, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
+            rewards_PG = rewards_PG - algorithm.kl_coefficient * kl_PG
+            advantages_PG = advantages_of(algorithm, rewards_PG, valid_PG)
+            by_token, signals = token_advantages(
+                settings, run.learner, groups, advantages_PG, rewards_PG, valid_PG, run.specs, run.token_ends
+            )
             batches = minibatches(
                 groups,
                 advantages_PG,
@@ -69,9 +72,9 @@ def train(
                 microbatch_tokens=settings.learner.microbatch_tokens,
                 skip_without_advantage=algorithm.only_advantages_teach,
                 carries_loss_PG=carries_loss_PG,
-                proximal=proximal_logprobs(settings, run.learner, groups, advantages_PG, carries_loss_PG, by_turn),
+                proximal=proximal_logprobs(settings, run.learner, groups, advantages_PG, carries_loss_PG, by_token),
                 aggregation=aggregation_of(algorithm, settings.rollout.max_completion_tokens),
-                token_advantages=by_turn,
+                token_advantages=by_token,
             )
             updates = run.learn(batches)
             run.step += 1
@@ -83,7 +86,7 @@ def train(
 
             metrics = rollout_metrics(groups, settings, kl_PG) | update_metrics(updates) | speed_metrics(watch, groups)
             metrics |= {"sync/probe_mean_difference": difference} | run.verifier_metrics() | run.lag_metrics(groups)
-            metrics |= run.pushing.take_metrics() | run.generator_metrics() | run.take_checkpoint_metrics()
+            metrics |= signals | run.pushing.take_metrics() | run.generator_metrics() | run.take_checkpoint_metrics()
             if run.held_out.is_due(run.step):
                 metrics |= run.held_out.evaluate(run.step)
             metrics |= callbacks.step(run.step, metrics, groups)

@@ -7,13 +7,13 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from rewards.calling import Batch
 from rewards.raised import describe
 from rewards.signatures import read_signature
-from rewards.verdict import Status, Verdict, as_number, error
+from rewards.verdict import Status, Verdict, as_number, error, within
 from rewards.verifier import TOKENS_COLUMN
 
 # A score outside these bounds is treated as an error of the verifier; the option `bounds` changes them.
@@ -81,7 +81,7 @@ class Adapted:
                 value = self.function(*(completion, reference, prompt)[:count])
                 if inspect.isawaitable(value):
                     value = _wait_for(value)
-                return as_verdict(value, self.bounds, self.pass_mark)
+                return within(as_verdict(value, self.bounds, self.pass_mark), completion)
             except (Exception, SystemExit) as problem:
                 return error(describe(problem, self._home))
         return self.judge(self.alone(completion, reference, prompt))[0]
@@ -97,7 +97,7 @@ class Adapted:
             value = self._call(batch)
             if inspect.isawaitable(value):
                 value = _wait_for(value)
-            return self._verdicts(value, len(batch.completions))
+            return self._verdicts(value, batch.completions)
         except (Exception, SystemExit) as problem:
             return [error(describe(problem, self._home))] * len(batch.completions)
 
@@ -107,7 +107,7 @@ class Adapted:
             value = self._call(batch)
             if inspect.isawaitable(value):
                 value = await value
-            return self._verdicts(value, len(batch.completions))
+            return self._verdicts(value, batch.completions)
         except (Exception, SystemExit) as problem:
             return [error(describe(problem, self._home))] * len(batch.completions)
 
@@ -120,10 +120,10 @@ class Adapted:
         arguments, named = self._signature.arguments(batch)
         return self.function(*arguments, **named)
 
-    def _verdicts(self, value: Any, count: int) -> list[Verdict]:
-        value = self._signature.returns(value)
+    def _verdicts(self, value: Any, completions: Sequence[str]) -> list[Verdict]:
+        value, count = self._signature.returns(value), len(completions)
         if not self.judges_groups:
-            return [as_verdict(value, self.bounds, self.pass_mark)]
+            return [within(as_verdict(value, self.bounds, self.pass_mark), completions[0])]
         if len(getattr(value, "shape", ())) == 1:
             value = value.tolist()
         if not isinstance(value, (list, tuple)):
@@ -133,7 +133,8 @@ class Adapted:
             ] * count
         if len(value) != count:
             return [error(f"returned {len(value)} verdicts for a group of {count} completions")] * count
-        return [as_verdict(element, self.bounds, self.pass_mark) for element in value]
+        verdicts = [as_verdict(element, self.bounds, self.pass_mark) for element in value]
+        return [within(verdict, text) for verdict, text in zip(verdicts, completions, strict=True)]
 
 
 def prepare(verifier: object) -> None:

@@ -62,3 +62,38 @@ def combine(specs: Sequence[VerifierSpec], verdicts: Mapping[str, Verdict]) -> R
     # failed gate is unknown.
     value = None if failed else math.fsum(parts.values())
     return Reward(value, parts, closed, tuple(failed))
+
+
+@dataclass(frozen=True, slots=True)
+class StepReward:
+    """The reward of a step of a completion.
+
+    Attributes:
+        stop: number of the completion's characters up to the end of the step; None for the end of the completion.
+        value: weight of the verifier times the score of the step, or 0 if a gate is closed.
+    """
+
+    stop: int | None
+    value: float
+
+
+def step_rewards(specs: Sequence[VerifierSpec], verdicts: Mapping[str, Verdict]) -> list[StepReward]:
+    """Return the rewards of a completion's steps, by the specs' weights and gates.
+
+    Each span of a verdict is a step. A verdict without spans is a step that ends with the completion. Verifiers of
+    weight 0 only measure, and have no steps.
+
+    Raises:
+        ValueError: as `combine`.
+    """
+    reward = combine(specs, verdicts)
+    steps: list[StepReward] = []
+    for spec in specs:
+        spans = verdicts[spec.name].spans
+        if not spec.weight or spec.name not in reward.parts:
+            continue
+        if not spans:
+            steps.append(StepReward(None, reward.parts[spec.name]))
+        closed = bool(reward.closed) and not spec.gate
+        steps += [StepReward(stop, 0.0 if closed else spec.weight * score) for _, stop, score in spans]
+    return steps

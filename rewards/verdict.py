@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -51,16 +52,20 @@ class Verdict:
         status: result of the verification.
         reason: one short line for a person who reads the report.
         parts: named parts of the score, such as `{"tags": 1.0, "order": 0.0}`; each is logged under its name.
+        spans: scores of steps, for process supervision: (start, stop, score) with a range of characters [start, stop)
+            of the completion. The ranges ascend and do not overlap.
 
     Raises:
         TypeError: the score is not a number.
-        ValueError: the score is not finite, or its presence contradicts the status.
+        ValueError: the score is not finite, its presence contradicts the status, or the spans are not valid.
     """
 
     score: float | None
     status: Status
     reason: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
+    # Most verdicts have no spans, and a person reads the others as numbers of characters.
+    spans: Sequence[tuple[int, int, float]] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.status.failed != (self.score is None):
@@ -74,10 +79,51 @@ class Verdict:
             if not math.isfinite(self.score):
                 raise ValueError(f"a score must be a finite number, got {self.score!r}")
         object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
+        object.__setattr__(self, "spans", checked_spans(self.spans) if len(self.spans) else ())
+        if self.spans and self.status.failed:
+            raise ValueError(
+                f"a verdict with status={self.status.value!r} has no scores, but got {len(self.spans)} spans"
+            )
 
     def __reduce__(self) -> tuple[type[Verdict], tuple[object, ...]]:
         # Verdicts are sent between processes, and a mapping proxy cannot be pickled.
-        return Verdict, (self.score, self.status, self.reason, dict(self.parts))
+        return Verdict, (self.score, self.status, self.reason, dict(self.parts), self.spans)
+
+
+def checked_spans(spans: Sequence[Any]) -> tuple[tuple[int, int, float], ...]:
+    """Return scores of steps as plain numbers.
+
+    Raises:
+        TypeError: a score is not a number.
+        ValueError: a span is not (start, stop, score), its score is not finite, or the spans do not ascend.
+    """
+    checked: list[tuple[int, int, float]] = []
+    for number, span in enumerate(spans):
+        try:
+            start, stop, score = span
+            start, stop, score = operator.index(start), operator.index(stop), float(as_number(score))
+        except (TypeError, ValueError) as problem:
+            raise ValueError(
+                f"span {number} must be (start, stop, score), got {str(span)[:80]!r}: {problem}"
+            ) from problem
+        if not math.isfinite(score):
+            raise ValueError(f"the score of span {number} must be a finite number, got {score!r}")
+        after = checked[-1][1] if checked else 0
+        if not after <= start < stop:
+            raise ValueError(
+                f"span {number} covers the characters [{start}, {stop}) after a span that ends at {after}; spans must "
+                "ascend, must not overlap, and must not be empty"
+            )
+        checked.append((start, stop, score))
+    return tuple(checked)
+
+
+def within(verdict: Verdict, text: str) -> Verdict:
+    """Return the verdict; an `error` if a span lies outside the completion's text."""
+    if not verdict.spans or verdict.spans[-1][1] <= len(text):
+        return verdict
+    start, stop, _ = verdict.spans[-1]
+    return error(f"returned a span [{start}, {stop}) of a completion that has {len(text)} characters")
 
 
 def as_number(value: Any) -> float | bool:

@@ -18,8 +18,8 @@ from grpo.config import TrainConfig
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.types import Group
 
-# The policy as it is now, or the frozen reference.
-Source = Literal["policy", "reference"]
+# The policy as it is now, the frozen reference, or the teacher.
+Source = Literal["policy", "reference", "teacher"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ class LearnerGroup:
         return lambda: wait_for(scoring, self._deadline_s, "scoring the probe in the learner")[0]
 
     def logprobs(self, batch: ScoringBatch, source: Source) -> list[list[Tensor]]:
-        """Return log-probabilities of a batch under the policy or the reference: a [T] tensor at [rank][microbatch]."""
+        """Return log-probabilities of a batch under the model `source`: a [T] tensor at [rank][microbatch]."""
         shares = zip(self._ranks, self._shares_of(batch.ranks), strict=True)
         scoring = [
             actor.start(lambda rank, share: rank.logprobs(share, source), Phase.SCORE, share) for actor, share in shares

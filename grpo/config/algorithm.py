@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from grpo.config.presets import PRESETS, Preset
 from grpo.config.section import FunctionName, Positive, Section, names_code
+from grpo.config.signals.teacher import TeacherConfig
 from rewards.named_code import absolute_name
 
 Advantage = Literal[
@@ -56,6 +57,11 @@ class AlgorithmConfig(Section):
     turn_rewards: TurnRewardsConfig | None = None
     """If set (`{}` or `{discount: 0.9}`), each turn of a conversation has its own advantage, where the environment
     rewards turns. By default all sampled tokens have the advantage of the outcome."""
+    supervision: Literal["outcome", "process"] = "outcome"
+    """`outcome`: all tokens of a completion have the advantage of its reward. `process`: verifiers score steps, and a
+    token's advantage is the sum over the steps that end at the token or after it."""
+    teacher: TeacherConfig | None = None
+    """If set (`{path: ...}`), a teacher's scores of the sampled tokens are added to their advantages."""
     pass_k: Positive = 4
     """k of `pass_at_k`."""
     ratio: Annotated[str, FunctionName(get_args(Ratio))] = "token"
@@ -177,6 +183,8 @@ class AlgorithmConfig(Section):
                 f"algorithm.turn_rewards compares turns, and algorithm.advantage={self.advantage} is defined for whole "
                 "completions only; use algorithm.advantage=group_std, or remove turn_rewards"
             )
+        if self.supervision == "process":
+            yield from self._process_problems()
         yield from self._kl_problems()
         yield from self._mismatch_problems()
         yield from self._option_problems()
@@ -195,6 +203,23 @@ class AlgorithmConfig(Section):
                 f"algorithm.clip_high={self.clip_high:g} lets algorithm.ratio={self.ratio} grow up to "
                 f"{1 + self.clip_high:g} before it is clipped; it is a distance from 1, no percentage; DAPO's is 0.28"
             )
+
+    def _process_problems(self) -> Iterator[str]:
+        process = "algorithm.supervision=process"
+        if self.advantage in ("pass_at_k", "maxrl"):
+            yield (
+                f"{process} compares steps, and algorithm.advantage={self.advantage} is defined for whole completions "
+                "only; use algorithm.advantage=group_std, or supervision=outcome"
+            )
+        if self.turn_rewards is not None:
+            yield f"{process} and algorithm.turn_rewards both give advantages to parts; remove one of the two"
+        if self.refill_rounds:
+            yield (
+                f"algorithm.refill_rounds={self.refill_rounds} replaces groups whose completions have equal rewards, "
+                f"but with {process} their steps may differ; set refill_rounds=0, or supervision=outcome"
+            )
+        if self.kl_in_reward:
+            yield f"{process} has no reward of the whole completion for a divergence; set algorithm.kl_place=loss"
 
     def _option_problems(self) -> Iterator[str]:
         if self.options and not self.functions:

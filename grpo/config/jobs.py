@@ -187,6 +187,16 @@ class TrainConfig(Section):
         problems += self.train.problems(evaluated=self.evaluation is not None)
         problems += verifier_problems(self.verifiers)
         problems += conversation_problems(self.tools, self.environment, self.conversation, self.verifiers)
+        if algorithm.supervision == "process" and (self.tools or self.environment):
+            problems.append(
+                "algorithm.supervision=process is for completions of a single turn; for conversations, let the "
+                "environment reward turns and set algorithm.turn_rewards"
+            )
+        if algorithm.teacher and self.learner.sequence_parallel > 1:
+            problems.append(
+                f"algorithm.teacher does not work with learner.sequence_parallel={self.learner.sequence_parallel}, "
+                "which shares out the policy's attention heads; set sequence_parallel=1, or remove the teacher"
+            )
         if algorithm.advantage == "maxrl":
             problems += negative_problems(self.verifiers)
         return problems

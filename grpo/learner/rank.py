@@ -104,6 +104,11 @@ class LearnerRank:
             frozen = load_policy(setup, setup.reference_path, None)
             reference = PolicyLogprobs(frozen, self._group, kernels.layout, kernels.head)
             self._reference = reference.to(self._device).requires_grad_(False).eval()
+        self._teacher = None
+        if setup.teacher_path:
+            # The layout and the head of the policy's kernels serve any model of the policy's dtype.
+            scoring = PolicyLogprobs(load_policy(setup, setup.teacher_path, None), None, kernels.layout, kernels.head)
+            self._teacher = scoring.to(self._device).requires_grad_(False).eval()
         self._meter = SpeedMeter(
             self._engine.module.model.config,
             self._device,
@@ -261,7 +266,7 @@ class LearnerRank:
 
         Args:
             microbatches: microbatches to score; every rank needs the same number of microbatches.
-            source: model to score with: the current `policy` or the `reference`.
+            source: model to score with: the current `policy`, the `reference` or the `teacher`.
         """
         self._engine.eval()
         scored = [self._logprobs_of(microbatch.to(self._device), source) for microbatch in microbatches]
@@ -272,6 +277,10 @@ class LearnerRank:
     def _logprobs_of(self, microbatch: Microbatch, source: Source) -> Tensor:
         if source == "reference":
             return self._reference_logprobs(microbatch)
+        if source == "teacher":
+            assert self._teacher is not None
+            teacher_T: Tensor = self._teacher(microbatch, self._setup.temperature)[0]
+            return teacher_T
         logprobs_T: Tensor = self._engine(microbatch, self._setup.temperature)[0]
         return logprobs_T
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from grpo import config
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import Device
+from grpo.policy.teacher import teacher_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class LearnerSetup:
         collective_deadline_s: longest wait for the other ranks in a collective, in seconds.
         skipped_folder: folder for batches whose loss or gradient is not finite; every rank must reach it.
         preference: the loss of pairs of answers, of a policy or of a reward model; None for other objectives.
+        teacher_path: folder or hub name of the frozen teacher; None without a teacher.
     """
 
     policy_path: str
@@ -45,6 +47,7 @@ class LearnerSetup:
     collective_deadline_s: float
     skipped_folder: str
     preference: config.DpoScheduleConfig | config.RewardScheduleConfig | None = None
+    teacher_path: str | None = None
 
     @property
     def scores(self) -> bool:
@@ -56,6 +59,7 @@ def learner_setups(
     settings: config.TrainConfig, policy_path: str, reference_path: str, device: Device, skipped_folder: str
 ) -> list[LearnerSetup]:
     """Return the setups of all ranks of a training run; `LearnerSetup` describes the paths."""
+    teacher = teacher_path(settings.algorithm.teacher) if settings.algorithm.teacher else None
     return [
         LearnerSetup(
             policy_path=policy_path,
@@ -71,6 +75,7 @@ def learner_setups(
             device=device,
             collective_deadline_s=settings.cluster.longest_wait_s(settings.weight_sync.deadline_s),
             skipped_folder=skipped_folder,
+            teacher_path=teacher,
         )
         for rank in range(settings.learner.ranks)
     ]

@@ -11,7 +11,7 @@ from grpo import config
 from grpo.cluster.device import planned_device
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import Device
-from grpo.planning.policy_shape import PolicyShape, bytes_of, sequence_tokens
+from grpo.planning.policy_shape import PolicyShape, bytes_of, sequence_tokens, teacher_parameters
 from grpo.policy.flops import FUSED_LOGIT_BYTES, LOGIT_BYTES
 from grpo.policy.recompute import recomputed_layers
 
@@ -142,6 +142,9 @@ def _states(
     if algorithm and algorithm.needs_reference and not learner.lora:
         # The reference policy is never sharded: every rank holds the whole.
         here["reference policy"] = float(shape.parameters * size)
+    if algorithm and algorithm.teacher:
+        # Nor is the teacher.
+        here["teacher"] = float(teacher_parameters(algorithm.teacher) * size)
     if stage == 3:
         here["gathered weights"] = float(min(LIVE_PARAMETERS, shape.parameters) * size)
         here[BUCKETS] = _buckets(shape, learner, size, device)

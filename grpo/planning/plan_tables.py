@@ -72,6 +72,11 @@ def objective_table(settings: config.TrainConfig) -> Table:
         if chosen.needs_reference
         else "none, and no reference policy",
     )
+    if chosen.supervision == "process":
+        table.add_row("supervision", "process: a token's advantage is the sum over the steps that end at or after it")
+    if chosen.teacher:
+        beside = "alone; the verifiers only measure" if chosen.teacher.alone else "beside the verifiers"
+        table.add_row("teacher", f"{chosen.teacher.weight:g} x (log p_teacher - log p_policy) at each token, {beside}")
     mismatch = []
     if chosen.importance_weight != "none":
         mismatch.append(f"weight per {chosen.importance_weight}, at most {chosen.importance_cap:g}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from grpo import config
 from grpo.cluster.device import build, planned_device
 from grpo.config.cluster import Device
+from grpo.config.signals.teacher import TeacherConfig
 from grpo.deferred import deferred
 from grpo.planning.layer_sizes import LayerBytes, plain_layer
 from grpo.policy.adapters import trained_parameters
@@ -119,6 +120,13 @@ def _repeats(settings: config.JobConfig) -> float:
     together = (settings.learner.microbatch_tokens - prompt) // completion
     together = max(1, min(rollout.group_size, together))
     return together * (prompt + completion) / (prompt + together * completion)
+
+
+def teacher_parameters(teacher: TeacherConfig) -> int:
+    """Return the number of the teacher's parameters; 0 if its files are not here."""
+    as_policy = config.PolicyConfig(path=teacher.path, revision=teacher.revision)
+    architecture = architecture_of(as_policy)
+    return 0 if architecture is None else _counts(as_policy, config.LearnerConfig(), architecture)[0]
 
 
 def shape_of(

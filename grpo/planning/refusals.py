@@ -16,6 +16,7 @@ from grpo.generator.head_sizes import cpu_head_sizes
 from grpo.planning.gold import check_verifiers
 from grpo.policy.adapters import require_peft
 from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub, policy_config
+from grpo.policy.teacher import check_teacher
 from grpo.report.trackers import require_trackers
 from grpo.run.functions import Callbacks
 
@@ -46,6 +47,8 @@ def checked_tokenizer(settings: config.JobConfig) -> PreTrainedTokenizerBase | N
             lambda: check_head_size(train),
             lambda: Callbacks(train),
             lambda: check_verifiers(specs, memory_mib),
+            # Without a tokenizer, an earlier check has failed.
+            lambda: [check_teacher(train, tokenizer) for tokenizer in tokenizers],
         ]
     problems = list(_problems(checks))
     if problems:

@@ -64,7 +64,9 @@ def group_from_state(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) ->
             dialogue_from_state(entry["dialogue"]) if "dialogue" in entry else None,
         )
         verdicts = {
-            name: Verdict(fields["score"], Status(fields["status"]), fields["reason"], fields["parts"])
+            name: Verdict(
+                fields["score"], Status(fields["status"]), fields["reason"], fields["parts"], fields.get("spans", ())
+            )
             for name, fields in entry["verdicts"].items()
         }
         rollouts.append(Rollout(completion, verdicts, entry["reward"]))
@@ -102,4 +104,5 @@ def _verdict_state(verdict: Verdict) -> dict[str, Any]:
         "status": verdict.status.value,
         "reason": str(verdict.reason),
         "parts": {str(name): float(value) for name, value in verdict.parts.items()},
+        **({"spans": list(verdict.spans)} if verdict.spans else {}),
     }

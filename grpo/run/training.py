@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from grpo import config
 from grpo.algorithm.minibatches import TrainBatch
+from grpo.algorithm.signals.process import TokenEnds
 from grpo.cluster.claim import plan_of
 from grpo.cluster.cluster import Cluster
 from grpo.cluster.generator_group import GeneratorGroup
@@ -16,6 +17,7 @@ from grpo.cluster.learner_group import LearnerGroup
 from grpo.cluster.slow_generators import SlowGenerators
 from grpo.policy.adapters import require_peft
 from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
+from grpo.policy.teacher import check_teacher
 from grpo.report.progress import Progress
 from grpo.report.recorder import RunRecorder
 from grpo.report.timeline import DRIVER
@@ -68,7 +70,11 @@ class TrainingRun:
         check_positions(settings)
         self._policy_path = local_or_hub(settings.policy)
         self._verification = Verification(settings)
-        self.prompts = RunPrompts(settings, load_tokenizer(self._policy_path), self._verification.specs, progress)
+        tokenizer = load_tokenizer(self._policy_path)
+        check_teacher(settings, tokenizer)
+        self.token_ends = TokenEnds(lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)))
+        self.specs = self._verification.specs
+        self.prompts = RunPrompts(settings, tokenizer, self.specs, progress)
         self._failures = FailureShare(settings.verification.max_failure_share)
         self.folder = Path(settings.run.folder)
         self._streams = Streams(settings, self._policy_path, settings.rollout.max_prompt_tokens, self.folder)

@@ -19,6 +19,8 @@ LENGTH = struct.Struct("=I")
 MAX_REPLY = 1 << 18
 # Before a verdict is sent, its reason is cut to this many characters, and only this number of its parts is kept.
 MAX_REASON, MAX_PARTS = 600, 64
+# A verdict with more spans becomes an `error`: a part of the steps would be another reward.
+MAX_SPANS = 512
 
 
 class ProtocolError(Exception):
@@ -77,7 +79,10 @@ def verdict_fields(verdict: Verdict) -> list[object]:
         if as_verdict(value, (-1e300, 1e300)).status.failed:
             return [None, Status.ERROR.value, f"part {str(name)[:60]!r} is {value!r:.60}, not a finite number", {}]
     plain = {str(name)[:100]: float(value) for name, value in parts.items()}
-    return [verdict.score, verdict.status.value, str(verdict.reason)[:MAX_REASON], plain]
+    if len(verdict.spans) > MAX_SPANS:
+        return [None, Status.ERROR.value, f"returned {len(verdict.spans)} spans, more than {MAX_SPANS}", {}]
+    fields: list[object] = [verdict.score, verdict.status.value, str(verdict.reason)[:MAX_REASON], plain]
+    return [*fields, [list(span) for span in verdict.spans]] if verdict.spans else fields
 
 
 def read_verdict(fields: object) -> Verdict:
@@ -86,17 +91,26 @@ def read_verdict(fields: object) -> Verdict:
     Raises:
         ProtocolError: the data are not a verdict.
     """
-    if not isinstance(fields, list) or len(fields) != 4:
-        raise ProtocolError("a verdict without its four fields")
-    score, status, reason, parts = fields
+    if not isinstance(fields, list) or len(fields) not in (4, 5):
+        raise ProtocolError("a verdict without its four or five fields")
+    score, status, reason, parts, *spans = fields
     if not (score is None or isinstance(score, (int, float))) or not isinstance(reason, str):
         raise ProtocolError("a verdict with fields of the wrong type")
     if not isinstance(parts, dict) or not all(isinstance(value, (int, float)) for value in parts.values()):
         raise ProtocolError("a verdict whose parts are not numbers")
+    if spans and not (isinstance(spans[0], list) and all(map(_is_span, spans[0]))):
+        raise ProtocolError("a verdict whose spans are not two whole numbers and a score")
     try:
-        return Verdict(None if score is None else float(score), Status(status), reason, parts)
+        steps = spans[0] if spans else ()
+        return Verdict(None if score is None else float(score), Status(status), reason, parts, steps)
     except (ValueError, OverflowError) as problem:
         return error(f"the worker sent an invalid verdict: {problem}")
+
+
+def _is_span(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    return all(isinstance(place, int) for place in value[:2]) and isinstance(value[2], (int, float))
 
 
 def receive_exactly(connection: socket.socket, size: int) -> bytes | None:

@@ -45,6 +45,7 @@ class Case:
         refreshes: the reference becomes the policy before that checkpoint, and another one after it.
         broken: a step whose loss is no number comes after the ordinary ones.
         sleeps: it sleeps before each step.
+        teacher: the policy's start is also its teacher.
         few_logits: ranks compute their logits in many chunks, other numbers of them, with a head in shards at ZeRO-3.
     """
 
@@ -59,6 +60,7 @@ class Case:
     broken: bool = False
     sleeps: bool = False
     few_logits: bool = False
+    teacher: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Outcome:
         resumed: metrics of one more step, and of the same after going back to the checkpoint before it.
         fine_gradients: share of the first step's gradient that bfloat16 could not hold.
         fine_weights: share of the optimizer's weights that bfloat16 could not hold.
-        scored: log-probabilities of a batch after all steps, under the policy, and the reference where there is one.
+        scored: log-probabilities of a batch after all steps, under the policy, and the reference and the teacher where
+            there are such.
         weights: the policy after the ordinary steps.
     """
 
@@ -184,6 +187,7 @@ def _rank(rank: int, ranks: int, port: int, path: str, folder: str, cases: dict[
             learner=base.learner.model_copy(update={**case.learner, "ranks": ranks}),
             algorithm=None if case.preference else case.algorithm or base.algorithm,
             preference=case.preference,
+            teacher_path=path if case.teacher else None,
             rank=rank,
             world_size=ranks,
             skipped_folder=f"{folder}/skipped/{name}",
@@ -219,6 +223,7 @@ def _outcome(case: Case, setup: LearnerSetup, port: int, folder: str, counted: l
     reduced, resumed = counted[0], []
     needs_reference = setup.algorithm is not None and setup.algorithm.needs_reference
     sources: tuple[Source, ...] = ("policy", "reference") if needs_reference else ("policy",)
+    sources += ("teacher",) if setup.teacher_path else ()
     scored = [learner.logprobs(part(9).microbatches, source) for source in sources]
     weights = dict(learner.weights())
     if case.broken:

@@ -20,14 +20,14 @@ pytestmark = pytest.mark.slow
 
 MICROBATCH = {"reduce_gradients": "microbatch"}
 FLOAT32 = {
-    "ZeRO-1": Case({"zero_stage": 1, "peak_tflops": 0.5}, steps=3),
+    "ZeRO-1": Case({"zero_stage": 1, "peak_tflops": 0.5}, steps=3, teacher=True),
     "ZeRO-2": Case({"zero_stage": 2}),
     "ZeRO-1, sleeping": Case({"zero_stage": 1}, steps=3, sleeps=True, resume=True),
     "ZeRO-2, sleeping": Case({"zero_stage": 2}, steps=3, sleeps=True),
     "ZeRO-3, offload, sleeping": Case({"zero_stage": 3, "offload": "optimizer"}, steps=3, sleeps=True),
     "ZeRO-2, overlapped": Case({"zero_stage": 2, "overlap_comm": True}),
     "ZeRO-2, each microbatch": Case({"zero_stage": 2, **MICROBATCH}),
-    "ZeRO-3": Case({"zero_stage": 3}, resume=True),
+    "ZeRO-3": Case({"zero_stage": 3}, resume=True, teacher=True),
     "ZeRO-3, few logits at a time": Case({"zero_stage": 3}, few_logits=True),
     "ZeRO-3, each microbatch": Case({"zero_stage": 3, **MICROBATCH}),
     "ZeRO-1, offload": Case({"zero_stage": 1, "offload": "optimizer"}, resume=True),
@@ -88,6 +88,20 @@ def test_every_choice_takes_the_same_steps(outcomes: dict[str, Outcome], name: s
         if found["skipped_steps"] == 0:
             assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
             assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-5)
+
+
+def test_a_teacher_scores_alike_at_each_stage_and_learns_nothing(
+    outcomes: dict[str, Outcome], tied_policy: str
+) -> None:
+    # The teacher is the policy before its first step.
+    start = PolicyLogprobs(load_model(tied_policy, "float32"))
+    part = small_microbatches(9, 2, FLOAT32["ZeRO-1"].group_size).ranks[0].microbatches
+    with torch.no_grad():
+        expected = torch.cat([start(microbatch, 1.0)[0] for microbatch in part])
+    for name in ("ZeRO-1", "ZeRO-3"):
+        policy, teacher = outcomes[name].scored[0], outcomes[name].scored[-1]
+        assert torch.cat(teacher) == pytest.approx(expected, abs=1e-5), name
+        assert float((torch.cat(policy) - expected).abs().mean()) > 1e-3, name
 
 
 def test_preferences_take_the_same_steps_on_any_stage_and_split(outcomes: dict[str, Outcome], tied_policy: str) -> None:

@@ -55,6 +55,13 @@ CONFIG: dict[str, Any] = {
 }
 
 
+SIGNALS = (
+    "data.curriculum.set_aside_unsolved=1",
+    "algorithm.supervision=process",
+    "algorithm.teacher.path={policy}",
+)
+
+
 def run(folder: Path, policy: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> str:
     """Run to the end; return what the terminal shows."""
     path = folder.with_suffix(".yaml")
@@ -118,15 +125,17 @@ def test_held_out_questions_are_asked_in_the_evaluation_and_never_trained_on(
     assert len(trained) == 12 and not trained & set(evaluated[0])
 
 
-@pytest.mark.parametrize(("stop", "more"), [(1, ()), (4, ()), (4, ("data.curriculum.set_aside_unsolved=1",))])
+@pytest.mark.parametrize(("stop", "more"), [(1, ()), (4, ()), (4, SIGNALS)])
 def test_a_resumed_run_trains_on_the_same_groups(
     tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch, stop: int, more: tuple[str, ...]
 ) -> None:
+    more = tuple(override.format(policy=policy) for override in more)
     run(tmp_path / "whole", policy, monkeypatch, *more)
     run(tmp_path / "parts", policy, monkeypatch, f"train.steps={stop}", *more)
     run(tmp_path / "parts", policy, monkeypatch, "resume=auto", *more)
     last = read_history(tmp_path / "whole").lines[-1].metrics
-    pools = {name: value for name, value in last.items() if name.startswith("curriculum/")}
+    pools = {name: value for name, value in last.items() if name.startswith(("curriculum/", "process/", "teacher/"))}
+    assert len(pools) == (14 if more else 0)
     assert sum(value for name, value in pools.items() if name.endswith("_groups")) == (3.0 if more else 0.0)
     assert sum(value for name, value in pools.items() if name.endswith("_prompts")) == (12.0 if more else 0.0)
     assert {name for name in pools if not is_documented(name)} == set()

@@ -1,0 +1,1 @@
+"""Signals for single tokens: rewards of steps, and a teacher's scores."""
