@@ -73,6 +73,7 @@ class Replica:
     def _start(self, after: Any) -> None:
         self.began = time.monotonic()
         self.remote: RemoteActor[Generator] = RemoteActor(self._place(self.index, after))
+        self._take = self.remote.handle.take.options(concurrency_group="reports")
         self.starting: Any = self.remote.handle.ready.remote()
         self.report: Any = None
         self._asked_at = 0.0
@@ -117,7 +118,7 @@ class Replica:
     def listen(self, beat_s: float) -> None:
         """Request the next report, if there is work and no request is pending."""
         if self.up and self.work and self.report is None:
-            self.report = self.remote.handle.take.options(concurrency_group="reports").remote(beat_s)
+            self.report = self._take.remote(beat_s)
             self._asked_at = time.monotonic()
 
     def silent_s(self) -> float:

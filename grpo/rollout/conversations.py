@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,8 +26,12 @@ from grpo.rollout.members import Members
 from grpo.types import Finished, Prompt, Request
 from rewards.selection import place_of
 
-# While turns and worlds are both under way: seconds between two looks at the generators.
-POLL_S = 0.004
+# While turns and worlds are both under way, the driver collects what the worlds say for a time, and then sends all due
+# turns in a message to each generator. This time is a share of a turn's time, so that a conversation waits little, and
+# the driver's work for a message counts for several turns. Seconds, shortest and longest.
+GATHERED_SHARE, GATHER_S = 0.05, (0.02, 0.1)
+# Smallest weight of the newest turn in the mean time of a turn.
+_NEWEST = 0.05
 # How often a world may fail before its first message, until the run ends with its reason.
 OPENINGS = 3
 
@@ -54,7 +59,7 @@ class ConversationLimits:
 
 @dataclass(slots=True)
 class _Play:
-    """A conversation under way. `waiting_since` is set while its world works."""
+    """A conversation under way. `waiting_since` is set while its world works, `requested` when a turn is requested."""
 
     group: int
     member: int
@@ -62,6 +67,7 @@ class _Play:
     prompt: Prompt
     began: float
     waiting_since: float | None = None
+    requested: float = 0.0
     openings: int = 1
     conversation: Conversation | None = None
     ended: ConversationEnd | None = None
@@ -102,6 +108,8 @@ class Conversations:
         # The beginning that the conversations of a group share.
         self._begun: dict[int, Conversation] = {}
         self._due: list[Request] = []
+        # Mean time of a turn, in seconds. Before the first turn ends, nothing is gained by many looks.
+        self._turn_s, self._turns_heard = math.inf, 0
         self._keys = itertools.count()
 
     @property
@@ -139,27 +147,45 @@ class Conversations:
         if wait:
             self._members.require_unfinished()
         self._look(wait_s=0.0)
+        least, most = GATHER_S
         while wait and not self._members.ready:
-            worlds_work = any(play.waiting_since is not None for play in self._plays.values())
-            if worlds_work:
-                self._look(wait_s=POLL_S)
+            if self._worlds_work:
+                self._look(wait_s=min(most, max(least, GATHERED_SHARE * self._turn_s)))
             else:
                 self._sampled(self._turns.finished())
         return self._members.take()
 
+    @property
+    def _worlds_work(self) -> bool:
+        """Whether a world has not answered yet."""
+        return any(play.waiting_since is not None for play in self._plays.values())
+
     def _look(self, wait_s: float) -> None:
-        """Hear the worlds for a time, then the generators. A message to a generator costs more than a short wait."""
+        """Hear the worlds for a time; then send the due turns, and hear the generators.
+
+        Args:
+            wait_s: the time, in seconds. It ends early if neither worlds nor generators can say more.
+        """
         until = time.monotonic() + wait_s
         remaining_s = wait_s
         while True:
             for key, event in self._worlds.events(remaining_s):
                 self._heard(key, event)
-            if (remaining_s := until - time.monotonic()) <= 0:
+            remaining_s = until - time.monotonic()
+            if remaining_s <= 0 or not (self._turns.unfinished or self._worlds_work):
                 break
+            # The driver wakes up for several events, and not for each.
+            time.sleep(min(remaining_s, wait_s / 4))
         # The engines begin with the new turns before the driver reads the turns that they finished.
         self._request()
         if self._turns.unfinished:
             self._sampled(self._turns.finished(wait=False))
+
+    def _took(self, seconds: float) -> None:
+        """Note the time of a turn."""
+        self._turns_heard += 1
+        weight = max(_NEWEST, 1 / self._turns_heard)
+        self._turn_s = seconds if weight == 1 else self._turn_s + weight * (seconds - self._turn_s)
 
     def _request(self) -> None:
         """Request the turns that are due, all in one message to each generator."""
@@ -212,11 +238,13 @@ class Conversations:
             self._close(key, play, ConversationEnd.SECONDS)
         else:
             seed = _turn_seed(play.seed, play.member, len(conversation.turns))
+            play.requested = time.monotonic()
             self._due.append(Request(key, conversation.context, seed, max_tokens=min(remaining, limits.turn_tokens)))
 
     def _sampled(self, turns: Finished) -> None:
         for key, (completion,) in turns:
             play = self._plays[key]
+            self._took(time.monotonic() - play.requested)
             segment = Segment.from_completion(completion)
             play.conversation = play.played.with_turn(self._renderer.turn_message(segment), segment)
             if completion.finish_reason == "length":
