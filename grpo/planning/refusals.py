@@ -48,7 +48,7 @@ def checked_tokenizer(settings: config.JobConfig) -> PreTrainedTokenizerBase | N
             lambda: Callbacks(train),
             lambda: check_verifiers(specs, memory_mib),
             # Without a tokenizer, an earlier check has failed.
-            lambda: [check_teacher(train, tokenizer) for tokenizer in tokenizers],
+            lambda: check_teacher(train, tokenizers[0]) if tokenizers else None,
         ]
     problems = list(_problems(checks))
     if problems:
