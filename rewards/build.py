@@ -17,6 +17,10 @@ from rewards.named_files import names_a_file
 ENTRY_POINTS = "grpo.verifiers"
 # The name of the verifier whose verdict is the reward of the environment (`rewards.verifiers.environment`).
 ENVIRONMENT = "environment"
+# The name of the verifier whose verdict comes from a reward model (`rewards.verifiers.reward_model`).
+REWARD_MODEL = "reward_model"
+# Verifiers whose verdicts come from elsewhere, and not from a pool.
+ELSEWHERE = frozenset({ENVIRONMENT, REWARD_MODEL})
 # For each name in the config: its module and class. The module is imported only if a config names the verifier.
 BUILT_IN: Mapping[str, str] = {
     "choice": "rewards.verifiers.choice:Choice",
@@ -33,6 +37,7 @@ BUILT_IN: Mapping[str, str] = {
     "ordered_list": "rewards.verifiers.ordered_list:OrderedList",
     "reasoning_gym": "rewards.verifiers.gym:ReasoningGym",
     "repetition": "rewards.verifiers.repetition:Repetition",
+    "reward_model": "rewards.verifiers.reward_model:RewardModel",
 }
 
 

@@ -32,7 +32,7 @@ from grpo.config.schedule import ScheduleConfig
 from grpo.config.section import Function, LogLevel, Positive, Seconds, Section
 from grpo.config.verifiers import VerificationConfig as Verification
 from grpo.config.verifiers import VerifierConfig as VerifierConfig
-from grpo.config.verifiers import negative_problems, verifier_problems
+from grpo.config.verifiers import negative_problems, reward_model_problems, verifier_problems
 
 
 class EvaluationConfig(Section):
@@ -186,6 +186,10 @@ class TrainConfig(Section):
         problems += self._background_problems()
         problems += self.train.problems(evaluated=self.evaluation is not None)
         problems += verifier_problems(self.verifiers)
+        background = self.evaluation is not None and self.evaluation.mode == "background"
+        problems += reward_model_problems(
+            self.verifiers, talks=bool(self.tools or self.environment), background=background
+        )
         problems += conversation_problems(self.tools, self.environment, self.conversation, self.verifiers)
         if algorithm.supervision == "process" and (self.tools or self.environment):
             problems.append(

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from grpo.config.section import Positive, Seconds, Section, WorkerMemory
 from rewards.answers.thinking import READ_AFTER_THINKING
-from rewards.build import VerifierSpec
+from rewards.build import REWARD_MODEL, VerifierSpec
 
 Cell = bool | int | float | str
 
@@ -76,6 +76,29 @@ def verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
             for column, values in verifier.when.items()
             if values == ()
         ]
+    return problems
+
+
+def reward_model_problems(verifiers: tuple[VerifierConfig, ...], *, talks: bool, background: bool) -> list[str]:
+    """Find reward models where they do not work, each with its remedy.
+
+    Args:
+        verifiers: verifiers of the run.
+        talks: whether tools or an environment answer the policy.
+        background: whether a process of its own evaluates with the first verifier.
+    """
+    models = [verifier for verifier in verifiers if verifier.use == REWARD_MODEL]
+    problems = []
+    if models and talks:
+        problems.append(
+            f"verifiers: {models[0].name!r} is a reward model, which scores single answers and no conversations; "
+            "remove it, or remove tools and environment"
+        )
+    if background and verifiers[0].use == REWARD_MODEL:
+        problems.append(
+            f"evaluation.mode=background judges with the first verifier, and {verifiers[0].name!r} is a reward model, "
+            "which works inside of the run only; use mode=inline, or name another verifier first"
+        )
     return problems
 
 

@@ -1,7 +1,7 @@
 """A task with a made-up rater: name the three largest numbers of a list. A small policy learns it on one CPU core.
 
-A prompt is a list of seven one-digit numbers, such as `2817943?`, and a summary of it names three of them, such as
-`987`. The cold start names any three. A rater, whose rule is known, prefers summaries with larger numbers.
+A prompt is a list of five one-digit numbers, such as `28179?`, and a summary of it names three of them, such as `987`.
+The cold start names any three. A rater, whose rule is known, prefers summaries with larger numbers.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from rewards.verdict import Verdict, correct, wrong
 
-NUMBERS, NAMED = 7, 3
+NUMBERS, NAMED = 5, 3
 # The rater takes this off for each number that is not in the list, is repeated, is missing, or is too many.
-PENALTY = 5
+PENALTY = 8
 # Share of the summaries of the cold start that may break the rules, and number of them that `rated` compares with.
-SLOPPY_SHARE, OPPONENTS = 0.2, 100
+SLOPPY_SHARE, OPPONENTS = 0.3, 100
 
 
 def is_held_out(prompt: str) -> bool:
@@ -66,7 +66,7 @@ def demonstrations(count: int, seed: int = 0, sloppy_share: float = SLOPPY_SHARE
 
 
 def preferences(
-    count: int, seed: int = 0, temperature: float = 2.0, answers: int = 2, sloppy_share: float = SLOPPY_SHARE
+    count: int, seed: int = 0, temperature: float = 3.0, answers: int = 2, sloppy_share: float = 0.5
 ) -> Iterator[dict[str, Any]]:
     """Yield rows `prompt`, `chosen`, `rejected` of a rater who is not always of the same opinion.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from grpo import config
@@ -19,6 +19,7 @@ from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub, po
 from grpo.policy.teacher import check_teacher
 from grpo.report.trackers import require_trackers
 from grpo.run.functions import Callbacks
+from rewards.build import REWARD_MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,11 +51,21 @@ def checked_tokenizer(settings: config.JobConfig) -> PreTrainedTokenizerBase | N
             # Without a tokenizer, an earlier check has failed.
             lambda: check_teacher(train, tokenizers[0]) if tokenizers else None,
         ]
+        if not settings.policy.new:
+            checks.append(lambda: _check_reward_models(train, tokenizers))
     problems = list(_problems(checks))
     if problems:
         problems += _problems(_readings(settings))
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return tokenizers[0] if tokenizers else None
+
+
+def _check_reward_models(settings: config.TrainConfig, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+    """Check the reward models among the verifiers, if the policy's tokenizer could be loaded."""
+    if tokenizers and any(verifier.use == REWARD_MODEL for verifier in settings.verifiers):
+        from grpo.cluster.reward_models.opening import check_models  # It imports torch.
+
+        check_models(settings, tokenizers[0])
 
 
 def check_head_size(settings: config.TrainConfig) -> None:

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from grpo.algorithm.packing import Microbatch
@@ -165,6 +171,49 @@ def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
     """
     padding = tokenizer.pad_token_id
     model.config.pad_token_id = None if padding == tokenizer.eos_token_id else padding
+
+
+def check_scorer(path: str, key: str, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+    """Check that a reward model can score the completions of a policy.
+
+    Args:
+        path: folder or hub name of the model.
+        key: verifier with the model, for messages.
+        tokenizer: the policy's tokenizer.
+        longest: tokens of the longest prompt with the longest completion.
+
+    Raises:
+        ValueError: there is no model, it has no score head or several labels, its tokenizer differs from the policy's,
+            or it cannot read so many tokens.
+    """
+    try:
+        shape = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
+        own = AutoTokenizer.from_pretrained(name_of(path), **at_revision(path))
+    except (OSError, ValueError) as failure:
+        raise ValueError(
+            f"{key}: path={path!r} is neither a folder with a reward model and its tokenizer nor a readable name on "
+            "the hub; `grpo reward` writes such a folder, policy/ in its run folder"
+        ) from failure
+    if not is_classifier(shape):
+        raise ValueError(
+            f"{key}: {path} is a {', '.join(shape.architectures or ['model'])} without a score head; train a reward "
+            "model from it with `grpo reward` (docs/reward_models.md)"
+        )
+    check_labels(shape, f"{key}: {path}")
+    theirs, ours = own.get_vocab(), tokenizer.get_vocab()
+    if theirs != ours or own.eos_token_id != tokenizer.eos_token_id:
+        differing = sum(ours.get(token) != place for token, place in theirs.items())
+        raise ValueError(
+            f"{key}: {path} was trained with another tokenizer than the policy's: {differing or 'some'} of its "
+            f"{len(theirs)} tokens, or its end token, differ. The model reads the policy's tokens, so train it from a "
+            "policy with the same tokenizer"
+        )
+    context = getattr(shape, "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise ValueError(
+            f"{key}: {path} reads at most {context} tokens, and a prompt with its completion may have {longest}; lower "
+            "rollout.max_prompt_tokens or rollout.max_completion_tokens, or take another reward model"
+        )
 
 
 @torch.no_grad()

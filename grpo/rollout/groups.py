@@ -13,7 +13,7 @@ from torch import Tensor
 from grpo.algorithm.advantages import informative_groups
 from grpo.rollout.world_verdicts import environment_verdict, failed_verdicts, has_failed, transcript
 from grpo.types import Completion, Group, Prompt, Rollout
-from rewards.build import ENVIRONMENT, VerifierSpec
+from rewards.build import ELSEWHERE, ENVIRONMENT, VerifierSpec
 from rewards.compose import combine
 from rewards.judging import Pool, judge
 from rewards.selection import choose
@@ -76,9 +76,10 @@ def judge_group(
 ) -> list[dict[str, Future[Verdict]]]:
     """Start the verification of a group by the verifiers that judge its row (see `rewards.judging.judge`).
 
-    A conversation whose world failed gets no verdicts here, nor does the environment's reward come from the pool.
+    A conversation whose world failed gets no verdicts here. The rewards of the environment and of reward models do not
+    come from the pool.
     """
-    names = [spec.name for spec in choose(specs, prompt.row) if spec.use != ENVIRONMENT]
+    names = [spec.name for spec in choose(specs, prompt.row) if spec.use not in ELSEWHERE]
     judged = [each for each in completions if not has_failed(each)]
     dialogues = [each.dialogue for each in judged if each.dialogue is not None]
     transcripts = [transcript(each) for each in dialogues] if dialogues and len(dialogues) == len(judged) else None

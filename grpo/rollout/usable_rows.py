@@ -11,7 +11,7 @@ from pathlib import Path
 
 from grpo import config, files
 from grpo.report import run_files
-from rewards.build import ENVIRONMENT, VerifierSpec
+from rewards.build import ELSEWHERE, VerifierSpec
 from rewards.checks.gold import GoldReport, check_gold
 from rewards.checks.gold_forms import GoldRow
 from rewards.checks.gold_judges import through
@@ -152,7 +152,7 @@ def rows_of_all(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> list[
         dataclasses.replace(row, verifier=spec.name)
         for row in rows
         for spec in choose(specs, row.prompt)
-        if spec.use != ENVIRONMENT
+        if spec.use not in ELSEWHERE
     ]
 
 

@@ -98,6 +98,11 @@ def source_metrics(groups: Sequence[Group]) -> dict[str, float]:
 def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Return the metrics of the answers to held-out prompts, also of each named source."""
     metrics = {f"eval/{name}": value for name, value in _of_answers(groups).items()}
+    answers = [group.rollouts[0] for group in groups]
+    for name in dict.fromkeys(name for answer in answers for name in answer.verdicts):
+        scores = [v.score for answer in answers if (v := answer.verdicts.get(name)) and v.score is not None]
+        if scores:
+            metrics[f"eval/reward/{name}"] = sum(scores) / len(scores)
     for source, part in by_source(groups).items():
         metrics |= {f"eval/{source}/{name}": value for name, value in _of_answers(part).items()}
     return metrics

@@ -112,6 +112,9 @@ class TrainingRun:
             cluster = opened.enter_context(Cluster(settings.cluster, plan_of(settings)))
         if per_node:
             self._verification.open(opened, progress)
+        self._verification.open_models(
+            opened, progress, self._policy_path, settings.policy.dtype, settings.max_sequence_tokens
+        )
         transport = settings.weight_sync.choose(cluster.device, cluster.nodes, share_gpus=settings.cluster.share_gpus)
         engines = f"{settings.learner.ranks} learner rank(s), {settings.generator.replicas} generator(s)"
         resuming = f", resuming from step {resumed.step}" if resumed else ""

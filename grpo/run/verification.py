@@ -8,15 +8,20 @@ from concurrent.futures import Future
 
 from grpo import config
 from grpo.cluster import activity
+from grpo.cluster.reward_models.group import RewardModelProcess
+from grpo.cluster.reward_models.opening import open_model
 from grpo.cluster.verifiers.nodes import NodePool
 from grpo.config.verifiers import specs_of
+from grpo.policy.stored import load_tokenizer
 from grpo.report.progress import Progress
 from grpo.rollout.groups import Verifying, judge_group
 from grpo.run.metrics import verifier_metrics
 from grpo.types import ActorId, ActorKind, Completion, Phase, Prompt
+from rewards.build import REWARD_MODEL
 from rewards.judging import verdicts_wait_s
 from rewards.pool import VerifierPool
 from rewards.pool.busy_clock import Busy
+from rewards.selection import choose
 from rewards.verdict import Verdict
 
 
@@ -29,6 +34,8 @@ class Verification:
         """Build the specifications of the verifiers; no process is started yet."""
         self._settings = settings.verification
         self.specs = specs_of(settings.verifiers, settings.verification)
+        self._start_s = settings.cluster.start_deadline_s
+        self._models: dict[str, RewardModelProcess] = {}
 
     def open(self, opened: contextlib.ExitStack, progress: Progress) -> None:
         """Start the workers on this machine; if `verification.per_node` is set, on every node of the Ray cluster."""
@@ -41,9 +48,45 @@ class Verification:
             else:
                 self._pool = opened.enter_context(VerifierPool(self.specs, **settings))
 
+    def open_models(
+        self, opened: contextlib.ExitStack, progress: Progress, policy_path: str, dtype: config.Dtype, longest: int
+    ) -> None:
+        """Start the reward models, if there are any. Ray must run.
+
+        Args:
+            opened: closes the models.
+            progress: display.
+            policy_path: folder or hub name of the policy that the run started from.
+            dtype: number format of the policy, which the models get too.
+            longest: tokens of the longest prompt with the longest completion.
+
+        Raises:
+            ValueError: a model cannot score this policy's completions, or cannot be loaded.
+            TimeoutError: a model was not loaded in time.
+        """
+        named = [spec for spec in self.specs if spec.use == REWARD_MODEL]
+        if not named:
+            return
+        tokenizer = load_tokenizer(policy_path)
+        with progress.phase(Phase.START, f"loading {len(named)} reward model(s)"):
+            for spec in named:
+                model = open_model(spec, tokenizer, policy_path, dtype, longest, self._start_s)
+                self._models[spec.name] = opened.enter_context(model)
+
+    def _score(
+        self, prompt: Prompt, completions: Sequence[Completion], verdicts: Sequence[dict[str, Future[Verdict]]]
+    ) -> None:
+        """Begin to score a prompt's completions by the reward models that judge its row; add the future verdicts."""
+        for spec in choose(self.specs, prompt.row):
+            if spec.name in self._models:
+                scores = self._models[spec.name].submit(prompt.token_ids, [each.token_ids for each in completions])
+                for named, future in zip(verdicts, scores, strict=True):
+                    named[spec.name] = future
+
     def start(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Mapping[str, Future[Verdict]]]:
         """Begin to judge a prompt's completions; return the future verdicts of each completion by verifier name."""
         verdicts = judge_group(self._pool, self.specs, prompt, completions)
+        self._score(prompt, completions, verdicts)
         # The pool's threads set the verdicts. In these threads, `current` would return another activity.
         driven = activity.current()
         for future in (future for named in verdicts for future in named.values()):
@@ -60,7 +103,12 @@ class Verification:
 
     def take_metrics(self) -> dict[str, float]:
         """Return latencies and cache hits of the verdicts since the last call."""
-        return verifier_metrics(self._pool.take_recent())
+        recent = self._pool.take_recent()
+        for name, model in self._models.items():
+            tally = model.take_recent()
+            if tally.statuses:
+                recent[name] = tally
+        return verifier_metrics(recent)
 
     def take_busy(self) -> dict[ActorId, Busy]:
         """Return the workers' busy times since the last call."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from grpo.config import DpoConfig, SftConfig, TrainConfig, WeightSyncConfig
+from grpo.config import DpoConfig, RewardConfig, SftConfig, TrainConfig, WeightSyncConfig
 from grpo.config.evaluation import TaskConfig
 from grpo.config.file import dump, load
 from grpo.config.verifiers import VerificationConfig
@@ -315,6 +315,10 @@ DPO = {
 }
 
 
+REWARD = {**DPO, "reward": {"steps": 10}}
+del REWARD["dpo"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -332,6 +336,35 @@ DPO = {
 )
 def test_rules_of_preferences(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
     (line,) = problems(tmp_path, DpoConfig, DPO, *overrides)
+    assert all(part in line for part in told), line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["reward.max_tokens=3000"], ["learner.microbatch_tokens=4096", "2 x reward.max_tokens=3000"]),
+        (["reward.loss=plackett_luce", "data.margin=by"], ["data.margin belongs to reward.loss=bradley_terry"]),
+        (["learner.sequence_parallel=2", "learner.ranks=2"], ["learner.sequence_parallel=2 does not work with grpo"]),
+    ],
+)
+def test_rules_of_reward_models(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
+    (line,) = problems(tmp_path, RewardConfig, REWARD, *overrides)
+    assert all(part in line for part in told), line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["tools=[python]"], ["'m' is a reward model, which scores single answers and no conversations"]),
+        (
+            ["evaluation.mode=background"],
+            ["'m' is a reward model, which works inside of the run only; use mode=inline"],
+        ),
+    ],
+)
+def test_rules_of_reward_models_as_verifiers(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
+    models = "verifiers=[{name: m, use: reward_model, options: {path: x}}]"
+    (line,) = problems(tmp_path, TrainConfig, TRAIN, models, "evaluation={data: {path: y.jsonl}}", *overrides)
     assert all(part in line for part in told), line
 
 

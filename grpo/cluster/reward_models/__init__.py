@@ -1,0 +1,1 @@
+"""Reward models in Ray processes of their own."""
