@@ -11,6 +11,7 @@ from grpo.algorithm.choices import advantages_of, aggregation_of
 from grpo.algorithm.minibatches import minibatches
 from grpo.algorithm.objective import carries_loss
 from grpo.algorithm.rescoring import kl_to_reference, proximal_logprobs
+from grpo.algorithm.reward_models.apart import rewards_apart
 from grpo.algorithm.signals.by_token import token_advantages
 from grpo.config import TrainConfig
 from grpo.report.closing_table import ClosingTable
@@ -59,6 +60,8 @@ def train(
             watch.start(Phase.LEARN)
             run.turns.learn()
             kl_PG = kl_to_reference(settings, run.learner, groups, valid_PG)
+            if algorithm.normalise_rewards == "apart":
+                rewards_PG = rewards_apart(run.specs, groups, valid_PG)
             rewards_PG = rewards_PG - algorithm.kl_coefficient * kl_PG
             advantages_PG = advantages_of(algorithm, rewards_PG, valid_PG)
             by_token, signals = token_advantages(

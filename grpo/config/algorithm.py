@@ -54,6 +54,9 @@ class AlgorithmConfig(Section):
     """A method by its name; keys given beside it are kept."""
     advantage: Annotated[str, FunctionName(get_args(Advantage))] = "group_std"
     """How a completion is compared with others."""
+    normalise_rewards: Literal["together", "apart"] = "together"
+    """`apart`: the reward of each verifier is normalised over its group before the rewards are summed, so that none
+    drowns the others (GDPO, arXiv:2601.05242). `together`: they are summed as they are."""
     turn_rewards: TurnRewardsConfig | None = None
     """If set (`{}` or `{discount: 0.9}`), each turn of a conversation has its own advantage, where the environment
     rewards turns. By default all sampled tokens have the advantage of the outcome."""

@@ -18,7 +18,7 @@ NUMBERS, NAMED = 5, 3
 # The rater takes this off for each number that is not in the list, is repeated, is missing, or is too many.
 PENALTY = 8
 # Share of the summaries of the cold start that may break the rules, and number of them that `rated` compares with.
-SLOPPY_SHARE, OPPONENTS = 0.3, 100
+SLOPPY_SHARE, OPPONENTS = 0.05, 100
 
 
 def is_held_out(prompt: str) -> bool:
@@ -70,7 +70,7 @@ def preferences(
 ) -> Iterator[dict[str, Any]]:
     """Yield rows `prompt`, `chosen`, `rejected` of a rater who is not always of the same opinion.
 
-    He sees two summaries of the cold start's kind, and prefers one with the probability sigmoid(difference of their
+    He sees two summaries, a part of them against the rules (`sloppy_share`), and prefers one with the probability sigmoid(difference of their
     qualities / `temperature`). So a model that knows his rule agrees with about `ceiling` of his preferences. With more
     `answers`, the rows are `prompt`, `ranking`, drawn from Plackett and Luce's model.
     """

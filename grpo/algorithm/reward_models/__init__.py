@@ -1,1 +1,1 @@
-"""Reward models: their losses, and the statistics of their scores."""
+"""Reward models: losses, statistics of scores, and rewards that are normalised apart."""
