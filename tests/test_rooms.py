@@ -19,7 +19,7 @@ ORDER = (
     {"grpo"},  # grpo/__init__.py: the face
     {"jobs"},
     {"planning"},
-    {"train_loop", "sft_loop", "dpo_loop", "reward_loop", "evaluation"},
+    {"train_loop", "sft_loop", "dpo_loop", "reward_loop", "reward_evaluation", "evaluation"},
     {"comparison_rows", "fine_tuning"},
     {"run", "launch"},
     {"cluster"},
@@ -58,6 +58,7 @@ DRIVERS = {
     "learner.state",
     "planning.profile",
     "report.ray_metrics",
+    "reward_evaluation",
     "reward_loop",
     "run.actors",
     "run.held_out",

@@ -66,17 +66,31 @@ def dpo(
 
 
 def reward(
-    config: ConfigPath, overrides: Overrides = None, log_level: LogLevelOption = None, debug: Debug = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="train nothing: score all rows of data with the model policy.path")
+    ] = False,
+    by: Annotated[str | None, typer.Option(help="with --evaluate: column that divides the rows into subsets")] = None,
+    log_level: LogLevelOption = None,
+    debug: Debug = False,
 ) -> None:
     """Train a reward model on preferences: pairs or rankings of answers (Bradley-Terry, Plackett-Luce).
 
     The run folder's `policy/` gets the model. `AutoModelForSequenceClassification` of `transformers` loads it, and the
     verifier `reward_model` of `grpo train` scores completions with it. If a process or node dies, the run continues
-    from its newest checkpoint. docs/reward_models.md has the losses, the metrics and the use in `grpo train`.
+    from its newest checkpoint. `--evaluate` shows the accuracy of a trained model on other rows.
+    docs/reward_models.md has the losses, the metrics and the use in `grpo train`.
     """
 
     def job() -> None:
         settings = load(RewardConfig, config, with_log_level(overrides, log_level))
+        if evaluate:
+            from grpo.reward_evaluation import evaluate_reward_model, show_accuracies
+
+            found, left_out = evaluate_reward_model(settings, by)
+            show_accuracies(found, left_out, Terminal())
+            return
         Terminal().print(jobs.reward(settings, show=True).summary)
 
     guarded(job, debug)

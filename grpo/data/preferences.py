@@ -39,12 +39,14 @@ class RankedAnswers:
         messages: messages before the answers, with the template and the system message.
         answers: texts of two or more answers, the best first.
         margin: how much higher the reward of the better of two answers must be.
+        columns: columns of the row.
     """
 
     question: Any
     messages: list[Message]
     answers: tuple[str, ...]
     margin: float = 0.0
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def _ranked(source: config.DatasetConfig, row: dict[str, Any], where: str) -> Ra
         if answer in first:
             raise BadRow(f"{first[answer]} and {name} hold the same answer, so neither is better")
         first[answer] = name
-    return RankedAnswers(question, messages, answers, _margin(source, row, where))
+    return RankedAnswers(question, messages, answers, _margin(source, row, where), row)
 
 
 def _names(source: config.DatasetConfig, row: Mapping[str, Any], where: str) -> list[str]:

@@ -70,9 +70,9 @@ def preferences(
 ) -> Iterator[dict[str, Any]]:
     """Yield rows `prompt`, `chosen`, `rejected` of a rater who is not always of the same opinion.
 
-    He sees two summaries, a part of them against the rules (`sloppy_share`), and prefers one with the probability sigmoid(difference of their
-    qualities / `temperature`). So a model that knows his rule agrees with about `ceiling` of his preferences. With more
-    `answers`, the rows are `prompt`, `ranking`, drawn from Plackett and Luce's model.
+    He sees two summaries, the share `sloppy_share` of them against the rules, and prefers one with the probability
+    sigmoid(difference of their qualities / `temperature`). So a model that knows his rule agrees with about `ceiling`
+    of his preferences. With more `answers`, the rows are `prompt`, `ranking`, drawn from Plackett and Luce's model.
     """
     for prompt, draw in _prompts(count, seed + 2, held_out=False):
         seen: list[str] = []
