@@ -138,7 +138,8 @@ ELSEWHERE = {
     "with configs/quickstart_sft.yaml",
     "grpo dpo   CONFIG [KEY=VALUE]...": "with configs/dpo_quickstart.yaml, above",
     "grpo reward CONFIG [KEY=VALUE]...": "with configs/rlhf_quickstart_reward.yaml, above",
-    "grpo reward mine_reward.yaml --evaluate --by subset policy.path=runs/mine_reward/policy data.path=rewardbench.jsonl": "tests/grpo/run/test_reward_evaluation.py",
+    "grpo reward mine_reward.yaml --evaluate --by subset policy.path=runs/mine_reward/policy "
+    "data.path=rewardbench.jsonl": "tests/grpo/run/test_reward_evaluation.py",
     "grpo sft configs/rlhf_quickstart_sft.yaml": f"{REAL}: with configs/quickstart_sft.yaml",
     "grpo train configs/rlhf_quickstart.yaml": f"{REAL}: with configs/quickstart.yaml",
     "grpo sft mine_sft.yaml": REAL,
