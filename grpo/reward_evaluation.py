@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from grpo.algorithm.reward_models.statistics import pair_statistics
 from grpo.cluster.reward_models.actor import batches
 from grpo.config import RewardConfig
@@ -15,7 +13,7 @@ from grpo.data.preferences import RankedAnswers, ranked_answers
 from grpo.data.prompts import tokenize
 from grpo.policy.scores import check_scorer, load_scorer, score_tokens
 from grpo.policy.stored import load_tokenizer, local_or_hub
-from grpo.terminal import Terminal
+from grpo.terminal import LiteralTable, Terminal
 
 ALL = "all rows"
 
@@ -89,9 +87,7 @@ def _subset(row: RankedAnswers, by: str | None) -> str:
 
 def show_accuracies(found: dict[str, PreferenceAccuracy], left_out: int, console: Terminal) -> None:
     """Print a table with a line for each subset."""
-    table = Table()
-    for head in ("rows", "count", "accuracy", "95 % interval", "margin", "ECE", "same length", "length alone"):
-        table.add_column(head, justify="left" if head == "rows" else "right")
+    table = LiteralTable("rows", "count", "accuracy", "95 % interval", "margin", "ECE", "same length", "length alone")
     for name, part in found.items():
         told = part.statistics
         table.add_row(
