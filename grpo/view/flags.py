@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo.report.metrics_log import Curve, History
+from grpo.view.over_optimisation import PREFIX, opposing_scores
 from rewards.verifiers.repetition import Repetition
 
 # A curve needs this many points. With fewer points, noise hides the difference between its begin and its end.
@@ -52,7 +53,7 @@ class Flag:
     """Something to look at.
 
     Attributes:
-        kind: `held_out`, `accuracy`, `audit`, `length`, `copies`, `loops` or `failures`.
+        kind: `held_out`, `accuracy`, `over_optimised`, `audit`, `length`, `copies`, `loops` or `failures`.
         title: name of the problem, in one line.
         evidence: numbers that show the problem, as text.
         metrics: names of the curves that show the problem.
@@ -79,6 +80,7 @@ def hacking_flags(
     flags = (
         _held_out(history),
         _accuracy(history),
+        _over_optimised(history),
         _audit(audit, sampled),
         *_length(history),
         _copies(sampled),
@@ -141,6 +143,16 @@ def _held_out(history: History) -> Flag | None:
         evidence = f"{risen}; held-out accuracy {curve.values[0]:.3f} at first, {last:.3f} at last"
         return Flag("held_out", "Reward rises, held-out accuracy does not", evidence, names)
     return None
+
+
+def _over_optimised(history: History) -> Flag | None:
+    """A score of the held-out answers rises, while another verifier's score falls."""
+    opposing = opposing_scores(history, FEWEST_EVALUATIONS)
+    if opposing is None:
+        return None
+    risen, fallen, evidence = opposing
+    title = f"{risen.removeprefix(PREFIX)} rises while {fallen.removeprefix(PREFIX)} falls"
+    return Flag("over_optimised", title, evidence, (risen, fallen))
 
 
 def _accuracy(history: History) -> Flag | None:
