@@ -67,9 +67,10 @@ def test_the_quickstart_is_checked_and_trains_by_the_judge(reader: Path, monkeyp
     monkeypatch.setattr(
         "grpo.run.training.Cluster", lambda settings, plan: FakeCluster(Learner(ranks=2), FakeGenerators(tokens))
     )
-    checked = run("check", QUICK)
+    few = "data.options.count=64"
+    checked = run("check", QUICK, few)
     assert checked.exit_code == 0, checked.output
-    small = ("train.steps=1", "train.checkpoint_every=5", "evaluation.data.options.count=4", "report.trackers=[]")
+    small = (few, "train.steps=1", "train.checkpoint_every=5", "evaluation.data.options.count=4", "report.trackers=[]")
     trained = run("train", QUICK, *small, "rollout.prompts_per_step=4", f"policy.path={policy}")
     assert trained.exit_code == 0, trained.output
     metrics = [json.loads(line) for line in Path(RUN, "metrics.jsonl").read_text().splitlines()]
