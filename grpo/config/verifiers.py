@@ -42,7 +42,7 @@ class VerificationConfig(Section):
     """Start a pool on every node of the Ray cluster; by default only on the driver's node."""
     deadline_s: Seconds = 10.0
     """Longest time for one verdict, in seconds. A verdict that takes longer is a `timeout`, and its worker is
-    killed. If it is not set and a `code` verifier's program may take longer, it is longer."""
+    killed. If it is not set and a `code` verifier's program, or a `judge`, may take longer, it is longer."""
     memory_mib: WorkerMemory | None = 2048
     """MiB of address space of one worker. A verdict that needs more is an `error`. None sets no limit."""
     overlap: Positive = 64

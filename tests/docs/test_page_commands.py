@@ -130,6 +130,7 @@ REAL = "tests/engines/test_train_runs.py"
 GPU = "needs a GPU; tests/docs/test_pages.py loads it"
 PROGRAMS = "tests/engines/test_code_quickstart.py"
 TRIAL = "tests/grpo/planning/test_trial_conversation.py"
+JUDGES = "tests/docs/test_judges_page.py"
 CONVERSATIONS = "tests/engines/test_conversation_runs.py"
 # A page's command that is not run here: where it is, or why it is nowhere.
 ELSEWHERE = {
@@ -143,6 +144,19 @@ ELSEWHERE = {
     "grpo sft configs/rlhf_quickstart_sft.yaml": f"{REAL}: with configs/quickstart_sft.yaml",
     "grpo train configs/rlhf_quickstart.yaml": f"{REAL}: with configs/quickstart.yaml",
     "grpo sft mine_sft.yaml": REAL,
+    "grpo check configs/judge_quickstart.yaml": JUDGES,
+    "grpo train configs/judge_quickstart.yaml": JUDGES,
+    "grpo label RUN": f"{JUDGES}: with a name",
+    "grpo label RUN --judge CONFIG": JUDGES,
+    "grpo label runs/judge_quickstart --labeller ann": JUDGES,
+    "grpo label runs/judge_quickstart --judge configs/judge_quickstart_judge.yaml": JUDGES,
+    "grpo audit RUN --labels FILE": JUDGES,
+    "grpo audit runs/judge_quickstart --labels runs/judge_quickstart/labels.jsonl": JUDGES,
+    "grpo audit runs/judge_quickstart --labels runs/judge_quickstart/labels.jsonl --judge "
+    "configs/judge_quickstart_judge.yaml": JUDGES,
+    "grpo critique FILE --critic CONFIG --out ROWS": JUDGES,
+    "grpo critique runs/judge_quickstart --critic configs/judge_quickstart_critic.yaml --out runs/critiques.jsonl "
+    "--limit 200": JUDGES,
     "grpo train mine.yaml": REAL,
     "grpo config num_generations": "tests/grpo/cli/test_cli.py: it names our key, and ends with exit status 2",
     "grpo push RUN OWNER/NAME": "needs the hub; tests/grpo/policy/test_push.py: with a stand-in for the hub",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -18,6 +19,9 @@ from conversations.serving import Serving, serving
 
 from grpo.agents import server as server_module
 from grpo.messages import ConversationEnd
+from rewards.judges.client import JudgeClient, JudgeSettings
+from rewards.judges.rubric import Rubric
+from rewards.judges.server import server_settings
 
 openai = pytest.importorskip("openai", reason="the client comes with vLLM; pip install openai")
 HI: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
@@ -321,3 +325,15 @@ def test_two_hundred_conversations_at_once(running: Serving, renderer: Any, poli
         seeds |= {seed for *_, seed in turns}
         running.end(opened[key][0])
     assert len(seeds) == 2 * len(keys)
+
+
+def test_our_server_can_be_a_judge(
+    running: Serving, opened: tuple[str, Any], policy: ScriptedPolicy, monkeypatch
+) -> None:
+    """It knows no JSON schemas, so the judge asks without; what the policy says is read as strictly as ever."""
+    monkeypatch.setenv("THE_KEY", opened[0])
+    monkeypatch.setattr(policy, "say", lambda prompt: '{"reason": "kind", "choice": "good"}')
+    rubric = Rubric("Is it polite?", {"good": 1.0, "bad": 0.0})
+    settings = server_settings(running.url, "policy", {"env": "THE_KEY"}, temperature=1.0, patience_s=20)
+    choice, reason, spend = asyncio.run(JudgeClient(JudgeSettings(settings, rubric)).grade("Hi", "Hello", None))
+    assert (choice, reason) == ("good", "kind") and spend.completion_tokens > 5

@@ -107,8 +107,14 @@ def test_prose_and_other_forms_are_errors_and_never_scores(tmp_path: Path, answe
     assert not list((tmp_path / "cache").rglob("*.json")), "an answer that nobody can read is not kept"
 
 
-@pytest.mark.parametrize("answer", ['<think>hm {"a"</think>\n{"reason": "x", "choice": "good"}',
-                                    '```json\n{"reason": "x", "choice": "good"}\n```'])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"reason": "x",\n"choice": "good"}',
+        '<think>hm {"a"</think>\n{"reason": "x", "choice": "good"}',
+        '```json\n{"reason": "x", "choice": "good"}\n```',
+    ],
+)
 def test_thoughts_and_a_fence_around_the_object_do_no_harm(tmp_path: Path, answer: str) -> None:
     assert judge(tmp_path, lambda *_: answer)[0]("hello", None, ROW).score == 1.0
 
@@ -125,6 +131,7 @@ def test_429s_for_a_minute_are_an_error_after_growing_pauses(tmp_path: Path) -> 
     assert verdict.status is Status.ERROR and verdict.score is None
     assert "within patience_s=60; the last: HTTP 429: slow down" in verdict.reason
     assert 30 < clock.now < 60 and 4 <= len(transport.asked) < 15 and clock.slept[-1] > 4 * clock.slept[0]
+    assert 0.25 <= clock.slept[0] <= 0.75, "the first pause is short"
 
 
 def test_a_passing_failure_is_repeated_and_retry_after_is_obeyed(tmp_path: Path) -> None:
@@ -150,7 +157,9 @@ def test_a_server_without_schemas_is_asked_without(tmp_path: Path) -> None:
     assert built("hello", None, ROW).score == 1.0 and built("hi", None, ROW).score == 1.0
     assert ["response_format" in asked for asked in transport.asked] == [True, False, False]
     refused = judge(tmp_path, lambda *_: httpx.Response(400, text="too long"), schema="always")[0]("hi", None, ROW)
-    assert refused.status is Status.ERROR and "refused: HTTP 400: too long" in refused.reason
+    assert refused.status is Status.ERROR and refused.reason.endswith("refused: HTTP 400: too long")
+    keyless = judge(tmp_path, lambda *_: httpx.Response(401, text="who?"))[0]("hi", None, ROW)
+    assert keyless.reason.endswith("no key was sent: set key: {env: NAME}")
 
 
 def test_a_question_is_paid_for_once(tmp_path: Path) -> None:
@@ -249,6 +258,7 @@ def test_a_wrong_rubric_is_refused_with_a_sentence(tmp_path: Path, text: str, wh
         ({"url": None}, "needs the option 'url'"),
         ({"url": "judge:80"}, "base URL"),
         ({"model": ""}, "model must be"),
+        ({"seed": "x"}, "seed must be a whole number"),
         ({"patience_s": 0}, "patience_s"),
         ({"max_tokens": True}, "max_tokens"),
         ({"schema": "maybe"}, "schema must be"),
