@@ -294,6 +294,9 @@ def _describe(error: Any) -> str:
         said = f"expected {form}"
     if error["type"] == "string_type" and isinstance(error["input"], dict):
         return f"{where}: {said}; got {error['input']!r}; text with braces needs quotes: '\"{{prompt}}\"'"
+    if error["type"] == "model_type":
+        empty = "; write {} for a section of defaults, or leave it out" if error["input"] is None else ""
+        return f"{where}: expected a section, which is keys with values; got {error['input']!r}{empty}"
     if hint := value_hint(where, error["input"]):
         # The nearest name here may be another method, so the value's meaning replaces that hint.
         return f"{where}: {said.partition('; did you mean')[0]}; got {error['input']!r}; {hint}"

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 
 import pytest
 import yaml
 from conversations.scripted_policy import LIMITS, ScriptedPolicy, small_renderer
 from docs_pages import ROOT, block, blocks
+from fake_engines import FakeCluster, FakeGenerators, FakeLearner, FakeStream
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
 from grpo.agents.agents import Agents
 from grpo.agents.program import PASSED, AgentProgram
-from grpo.config import DatasetConfig
+from grpo.cli.app import app
+from grpo.config import DatasetConfig, NewPolicyConfig
 from grpo.data.rows import load_rows
 from grpo.environments.opening import first_messages
 from grpo.environments.schemas import tool_schemas
 from grpo.environments.spec import EnvironmentSpec, WorldSpec, check_rows
 from grpo.environments.world import make_world
 from grpo.messages import ChatMessage, ToolCall, WorldReward
+from grpo.policy.new import make_policy
+from grpo.types import Completion, VersionSpan
 
 PAGE = "conversations.md"
 
@@ -57,6 +65,47 @@ def test_the_tool_and_the_table_of_what_the_policy_reads(folder) -> None:
     for call in (ToolCall("look_up", {"word": "tree"}), ToolCall("look_up", {}), ToolCall("lookup", {})):
         (text,) = said(world, call)
         assert f"`{text}`" in page
+
+
+class Caller(FakeStream):
+    """Calls the page's tool, and answers when it has read the result. Every other answer is right."""
+
+    def _completions(self, one):
+        tokenizer, texts = self.generators.tokenizer, ("<answer>river</answer>", "<answer>tree</answer>")
+        read = "the side of a river" in tokenizer.decode(one.request.token_ids)
+        call = '<tool_call>{"name": "look_up", "arguments": {"word": "bank"}}</tool_call>'
+        text = texts[one.request.seed % 2] if read else call
+        ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+        return (Completion(ids, (-1.0,) * len(ids), text, "stop", (VersionSpan(0, len(ids), one.versions[0]),)),)
+
+
+class Callers(FakeGenerators):
+    def stream(self, sampling):
+        self.streams.append(Caller(self, sampling))
+        return self.streams[-1]
+
+
+def test_a_stranger_trains_with_the_page_s_tool(folder, tmp_path, monkeypatch) -> None:
+    letters = "".join(map(chr, range(32, 127))) + "\n"
+    new = NewPolicyConfig(hidden_size=32, layers=1, heads=1, chat=True, alphabet=letters, max_position=1024)
+    make_policy(new, [], tmp_path / "policy", seed=0)
+    rows = [json.dumps({"prompt": f"What is bank {n}?", "answer": "river"}) for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    shutil.copy(folder / "my_tools.py", tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "run: {folder: run}\npolicy: {path: policy}\ndata: {path: rows.jsonl}\ntools: ['my_tools.py:look_up']\n"
+        "verifiers: [{name: answer, use: exact}]\ntrain: {steps: 1}\ncluster: {device: cpu}\n"
+        "rollout: {prompts_per_step: 2, group_size: 4, max_prompt_tokens: 500, max_completion_tokens: 300}\n"
+    )
+    generators = Callers(1024)
+    generators.tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
+    monkeypatch.setattr("grpo.run.training.Cluster", lambda *_: FakeCluster(FakeLearner(), generators))
+    monkeypatch.chdir(tmp_path)
+    trained = CliRunner(env={"COLUMNS": "300", "TERM": "dumb"}).invoke(app, ["train", "mine.yaml"])
+    assert trained.exit_code == 0, trained.output
+    step = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert step["conversation/calls_mean"] == 1 and step["conversation/turns_mean"] == 2
+    assert 0 < step["reward/mean"] < 1 and step["conversation/ended_failed"] == 0
 
 
 def test_the_game_ends_after_the_tries_of_the_config(folder) -> None:

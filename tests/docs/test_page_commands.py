@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import yaml
 from click.testing import Result
 from docs_pages import PAGES, ROOT, block, commands
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
@@ -34,6 +35,7 @@ from grpo.cli.app import app
 from grpo.config import TrainConfig
 from grpo.config.file import load
 from grpo.evaluation.questions import Question
+from launch import attempt
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
@@ -230,7 +232,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     class Cluster(FakeCluster):
         def __call__(self, settings: Any, plan: Any) -> FakeCluster:
-            tokens = load(TrainConfig, Path(QUICK)).max_sequence_tokens
+            tokens = load(TrainConfig, ROOT / QUICK).max_sequence_tokens
             return FakeCluster(Learner(ranks=2), FakeGenerators(tokens))
 
     with pytest.MonkeyPatch.context() as patched:
@@ -320,6 +322,25 @@ def test_it_runs_as_it_stands_there(command: str, reader: Path) -> None:
         assert done.exit_code == 0, (words, done.output[-3000:])
         assert SAYS.get(command, "") in done.output
     assert (reader / LEAVES.get(command, "")).exists()
+
+
+def test_the_printed_manifest_trains_to_its_end(reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `--dry-run` prints is all that a pod has: its configuration, and the program that the Ray job starts."""
+    words = (*LAUNCH, *KUBERNETES, f"run.folder={reader / 'runs' / 'pods'}", "train.steps=1", "--dry-run")
+    printed = run("launch", "kuberay", QUICK, *words)
+    config_map, ray_job = yaml.safe_load_all(printed.stdout)
+    mounted = reader / "mounted.yaml"
+    mounted.write_text(config_map["data"]["config.yaml"])
+    *python, command, config = shlex.split(ray_job["spec"]["entrypoint"])
+    assert python == ["python", "-P", "-m", "launch.attempt"] and Path(config).name == "config.yaml"
+    monkeypatch.setattr(attempt, "run", lambda command, path: run(command, path, "report.trackers=[]").exit_code)
+    # Nothing is in this folder, as in a pod's.
+    (reader / "elsewhere").mkdir()
+    monkeypatch.chdir(reader / "elsewhere")
+    assert attempt.main([command, str(mounted)]) == 0
+    assert len((reader / "runs" / "pods" / "metrics.jsonl").read_text().splitlines()) == 2
+    # A second attempt goes on from the checkpoint, and has nothing to do.
+    assert attempt.main([command, str(mounted)]) == 0
 
 
 def test_the_sandbox_s_own_commands_run(tmp_path: Path) -> None:
