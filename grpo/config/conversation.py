@@ -52,6 +52,11 @@ class ConversationConfig(Section):
     """MiB of address space of a conversation's process. None sets no limit."""
     programs: Positive = 64
     """For `use: agent`: largest number of programs that run at once."""
+    resume: Literal["anew", "replay"] = "anew"
+    """Conversations under way at a checkpoint, after a resume. `anew`: they begin anew, with the same seeds. `replay`:
+    the checkpoint keeps their finished turns with tokens, log-probabilities, versions and answers; tools and
+    environments begin anew and get the same turns, and the conversation goes on. If an answer differs, or for `use:
+    agent`, the conversation begins anew."""
     rewriting: Literal["follow", "keep"] = "follow"
     """For chat templates that drop earlier thoughts, such as Qwen3's. `follow`: the policy reads the history as the
     template writes it, and the conversation becomes two training sequences there. `keep`: the policy reads all of its

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from grpo.rollout.group_state import group_from_state, group_state, known_prompt
 from grpo.rollout.groups import Verifying, seed_of
 from grpo.rollout.staleness import OpenGroups, Ticket
+from grpo.rollout.under_way import sampled_group
 from grpo.types import Finished, Group, Phase, Prompt, Request
 
 # While `take` waits for the verdicts of a group: seconds between two polls for newly sampled groups and for verdicts of
@@ -37,6 +38,22 @@ class RequestStream(Protocol):
         ...
 
 
+class ResumedStream(Protocol):
+    """A stream of conversations that go on after a resume (`grpo.rollout.conversations.Conversations`)."""
+
+    def under_way(self) -> dict[int, dict[str, Any]]:
+        """Return index -> state of the groups under way, for a checkpoint."""
+        ...
+
+    def expect(self, groups: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take the state of groups that will be submitted again."""
+        ...
+
+    def take_resumed(self) -> dict[str, float]:
+        """Return metrics of the conversations that were under way at the resume, since the last call."""
+        ...
+
+
 class PhaseWatch(Protocol):
     """Measures the time of a step's phases."""
 
@@ -57,6 +74,7 @@ class Collector:
         *,
         run_seed: int,
         verdict_wait_s: float,
+        resumed: ResumedStream | None = None,
     ) -> None:
         """Begin before any group is requested.
 
@@ -67,7 +85,9 @@ class Collector:
             next_prompts: function that takes a number n, and returns the next n prompts of the data.
             run_seed: seed of the run, from which the seeds of the samples are computed.
             verdict_wait_s: longest wait for verdicts, in seconds, after all groups of a step are sampled.
+            resumed: the stream, if its conversations go on after a resume; None if they begin anew.
         """
+        self._resumed = resumed
         self._stream = stream
         self._verifying = verifying
         self._open = open_groups
@@ -121,18 +141,31 @@ class Collector:
             self._open.advance(version)
 
     def metrics(self) -> dict[str, float]:
-        """Return how many groups are unfinished and buffered, and the generators' idle share since the last call."""
+        """Return how many groups are unfinished and buffered, and the generators' idle share since the last call.
+
+        If conversations go on after a resume, also how many did, and how many began anew.
+        """
         return {
+            **(self._resumed.take_resumed() if self._resumed else {}),
             "rollout/groups_in_flight": float(len(self._open.unfinished)),
             "rollout/groups_buffered": float(self._open.buffered),
             "time/generator_idle_share": self._idle.take_share(),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the open groups, as plain data and tensors. Unfinished groups will be sampled again."""
+        """Return the open groups, as plain data and tensors.
+
+        Unfinished groups will be sampled again, apart from the finished turns of conversations that go on after a
+        resume.
+        """
         self.drain()
         requests = {group: self._asked[group] for group in self._open.unfinished}
+        under_way = {}
+        if self._resumed is not None:
+            sampled = {group: sampled_group(each) for group, each in self._verifying.sampled().items()}
+            under_way = {"under_way": {**self._resumed.under_way(), **sampled}}
         return {
+            **under_way,
             "open": self._open.state_dict(),
             "buffer": {number: group_state(group) for number, group in self._buffer.items()},
             "asked": {group: (prompt.id, seed) for group, (prompt, seed) in requests.items()},
@@ -149,6 +182,9 @@ class Collector:
         self._buffer = {number: group_from_state(group, by_id) for number, group in state["buffer"].items()}
         self._asked = {group: (known_prompt(name, by_id), seed) for group, (name, seed) in state["asked"].items()}
         self._unsent = list(self._asked)
+        if self._resumed is not None:
+            # A checkpoint of a run that began its conversations anew has no such groups.
+            self._resumed.expect(state.get("under_way", {}))
 
     def _ask(self, tickets: Sequence[Ticket]) -> None:
         prompts = self._next_prompts(len(tickets)) if tickets else ()

@@ -6,80 +6,26 @@ trained on as a group of completions is.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import math
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from grpo.conversation.observation import shortened
 from grpo.conversation.played import completion_of
 from grpo.conversation.renderer import ChatRenderer
 from grpo.conversation.segments import Conversation, Segment
 from grpo.environments.contract import Answer, Event, Opening, WorldFailed, Worlds
 from grpo.environments.opening import first_messages
-from grpo.messages import ChatMessage, ConversationEnd, Dialogue, WorldReward
+from grpo.messages import ConversationEnd, WorldReward
 from grpo.rollout.collector import RequestStream
 from grpo.rollout.members import Members
+from grpo.rollout.plays import ConversationLimits, Play, RecordedPlay, as_read, messages_of, turn_seed
+from grpo.rollout.turn_pace import TurnPace
+from grpo.rollout.under_way import group_from_under_way, group_under_way, record_of
 from grpo.types import Finished, Prompt, Request
-from rewards.selection import place_of
 
-# While turns and worlds are both under way, the driver collects what the worlds say for a time, and then sends all due
-# turns in a message to each generator. This time is a share of a turn's time, so that a conversation waits little, and
-# the driver's work for a message counts for several turns. Seconds, shortest and longest.
-GATHERED_SHARE, GATHER_S = 0.05, (0.02, 0.1)
-# Smallest weight of the newest turn in the mean time of a turn.
-_NEWEST = 0.05
 # How often a world may fail before its first message, until the run ends with its reason.
 OPENINGS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationLimits:
-    """Limits of a conversation; the config's section `conversation` describes them.
-
-    Attributes:
-        prompt_tokens: longest first prompt, with its tools, in tokens.
-        turns: largest number of the policy's turns.
-        tokens: largest number of tokens after the first prompt, of all turns and answers.
-        turn_tokens: longest turn of the policy, in tokens.
-        observation_tokens: longest answer of the world, in tokens.
-        seconds: longest time of a conversation.
-    """
-
-    prompt_tokens: int
-    turns: int
-    tokens: int
-    turn_tokens: int
-    observation_tokens: int
-    seconds: float
-
-
-@dataclass(slots=True)
-class _Play:
-    """A conversation under way. `waiting_since` is set while its world works, `requested` when a turn is requested."""
-
-    group: int
-    member: int
-    seed: int
-    prompt: Prompt
-    began: float
-    waiting_since: float | None = None
-    requested: float = 0.0
-    openings: int = 1
-    conversation: Conversation | None = None
-    ended: ConversationEnd | None = None
-    calls: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    waited_s: float = 0.0
-
-    @property
-    def played(self) -> Conversation:
-        """The conversation, which has begun."""
-        assert self.conversation is not None
-        return self.conversation
 
 
 class Conversations:
@@ -104,13 +50,15 @@ class Conversations:
         """
         self._turns, self._worlds, self._renderer = turns, worlds, renderer
         self._limits, self._members = limits, Members(samples)
-        self._plays: dict[int, _Play] = {}
+        self._plays: dict[int, Play] = {}
         # The beginning that the conversations of a group share.
         self._begun: dict[int, Conversation] = {}
         self._due: list[Request] = []
-        # Mean time of a turn, in seconds. Before the first turn ends, nothing is gained by many looks.
-        self._turn_s, self._turns_heard = math.inf, 0
+        self._pace = TurnPace()
         self._keys = itertools.count()
+        # State of the groups that are submitted again after a resume.
+        self._expected: dict[int, Mapping[str, Any]] = {}
+        self._replayed = self._begun_anew = 0
 
     @property
     def unfinished(self) -> int:
@@ -127,10 +75,48 @@ class Conversations:
         Raises:
             ValueError: an unfinished group already has one of these indices.
         """
+        restored = {
+            request.index: group_from_under_way(self._expected.pop(request.index))
+            for request in requests
+            if request.index in self._expected
+        }
         for request, member, prompt in self._members.open(requests, prompts):
-            key, now = next(self._keys), time.monotonic()
-            self._plays[key] = _Play(request.index, member, request.seed, prompt, now, now)
-            self._worlds.open(key, prompt.row)
+            done, records = restored.get(request.index, ({}, {}))
+            if member in done:
+                self._members.end(request.index, member, done[member])
+            else:
+                self._begin(request, member, prompt, records.get(member))
+
+    def _begin(self, request: Request, member: int, prompt: Prompt, recorded: RecordedPlay | None) -> None:
+        key, now = next(self._keys), time.monotonic()
+        play = Play(request.index, member, request.seed, prompt, now, now, recorded=recorded)
+        if recorded is not None:
+            play.began, play.waited_s = now - recorded.lasted_s, recorded.waited_s
+        self._plays[key] = play
+        self._worlds.open(key, prompt.row)
+
+    def under_way(self) -> dict[int, dict[str, Any]]:
+        """Return index -> state of the groups under way, for a checkpoint."""
+        groups = self._members.under_way()
+        records: dict[int, dict[int, RecordedPlay]] = {group: {} for group in groups}
+        for play in self._plays.values():
+            if (record := record_of(play)) is not None:
+                records[play.group][play.member] = record
+        return {group: group_under_way(done, records[group]) for group, done in groups.items()}
+
+    def expect(self, groups: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take the state of groups that will be submitted again: their finished turns are repeated, and not sampled.
+
+        Each world begins anew and gets the recorded turns. If it answers otherwise than before, its conversation begins
+        anew.
+        """
+        self._expected = dict(groups)
+
+    def take_resumed(self) -> dict[str, float]:
+        """Return how many conversations went on after a resume, and how many began anew, since the last call."""
+        counts = {"replayed": float(self._replayed), "begun_anew": float(self._begun_anew)}
+        self._replayed = self._begun_anew = 0
+        return {f"rollout/conversations_{name}": count for name, count in counts.items()}
 
     def finished(self, wait: bool = True) -> Finished:
         """Return the groups whose conversations have all ended since the last call.
@@ -147,10 +133,9 @@ class Conversations:
         if wait:
             self._members.require_unfinished()
         self._look(wait_s=0.0)
-        least, most = GATHER_S
         while wait and not self._members.ready:
             if self._worlds_work:
-                self._look(wait_s=min(most, max(least, GATHERED_SHARE * self._turn_s)))
+                self._look(self._pace.gather_s)
             else:
                 self._sampled(self._turns.finished())
         return self._members.take()
@@ -181,12 +166,6 @@ class Conversations:
         if self._turns.unfinished:
             self._sampled(self._turns.finished(wait=False))
 
-    def _took(self, seconds: float) -> None:
-        """Note the time of a turn."""
-        self._turns_heard += 1
-        weight = max(_NEWEST, 1 / self._turns_heard)
-        self._turn_s = seconds if weight == 1 else self._turn_s + weight * (seconds - self._turn_s)
-
     def _request(self) -> None:
         """Request the turns that are due, all in one message to each generator."""
         if self._due:
@@ -196,7 +175,8 @@ class Conversations:
     def _heard(self, key: int, event: Event) -> None:
         play = self._plays[key]
         if play.waiting_since is not None:
-            play.waited_s += time.monotonic() - play.waiting_since
+            if not play.repeats_answer:
+                play.waited_s += time.monotonic() - play.waiting_since
             play.waiting_since = None
         if isinstance(event, WorldFailed):
             self._failed(key, play, event)
@@ -208,7 +188,7 @@ class Conversations:
         else:
             self._end(key, play, event)
 
-    def _beginning(self, play: _Play, opening: Opening) -> Conversation:
+    def _beginning(self, play: Play, opening: Opening) -> Conversation:
         """Return the first messages and their tokens, which all conversations of a group share."""
         messages = first_messages(messages_of(play.prompt), opening)
         if play.group not in self._begun:
@@ -219,6 +199,11 @@ class Conversations:
                     f"than max_prompt_tokens={self._limits.prompt_tokens}; raise it, or shorten the prompts"
                 )
             self._begun[play.group] = begun
+        if play.recorded is not None and play.recorded.opening != self._begun[play.group].messages:
+            raise ValueError(
+                f"reset gave other first messages for prompt {play.prompt.id} than before the resume; resume with the "
+                "same environment and data, or with conversation.resume=anew"
+            )
         if self._begun[play.group].messages != messages:
             raise ValueError(
                 f"reset gave the conversations of prompt {play.prompt.id} different first messages, so their rewards "
@@ -226,9 +211,15 @@ class Conversations:
             )
         return self._begun[play.group]
 
-    def _next_turn(self, key: int, play: _Play) -> None:
-        """Request the next turn of the policy, or end the conversation at a limit."""
+    def _next_turn(self, key: int, play: Play) -> None:
+        """Request the next turn of the policy, repeat the turn before a resume, or end the conversation at a limit."""
         conversation, limits = play.played, self._limits
+        if (recorded := play.recorded) is not None:
+            done = len(conversation.turns)
+            if done < len(recorded.turns):
+                self._said(key, play, recorded.turns[done], cut=recorded.cut and done == len(recorded.turns) - 1)
+                return
+            self._went_on(play)
         remaining = limits.tokens - sum(len(segment.token_ids) for segment in conversation.segments[1:])
         if remaining < 1:
             self._close(key, play, ConversationEnd.TOKENS)
@@ -237,23 +228,44 @@ class Conversations:
         elif time.monotonic() - play.began > limits.seconds:
             self._close(key, play, ConversationEnd.SECONDS)
         else:
-            seed = _turn_seed(play.seed, play.member, len(conversation.turns))
+            seed = turn_seed(play.seed, play.member, len(conversation.turns))
             play.requested = time.monotonic()
             self._due.append(Request(key, conversation.context, seed, max_tokens=min(remaining, limits.turn_tokens)))
 
     def _sampled(self, turns: Finished) -> None:
         for key, (completion,) in turns:
             play = self._plays[key]
-            self._took(time.monotonic() - play.requested)
-            segment = Segment.from_completion(completion)
-            play.conversation = play.played.with_turn(self._renderer.turn_message(segment), segment)
-            if completion.finish_reason == "length":
-                self._close(key, play, ConversationEnd.TOKENS)
-            else:
-                play.waiting_since = time.monotonic()
-                self._worlds.answer(key, play.conversation.messages[-1])
+            self._pace.took(time.monotonic() - play.requested)
+            self._said(key, play, Segment.from_completion(completion), cut=completion.finish_reason == "length")
 
-    def _answered(self, key: int, play: _Play, answer: Answer) -> None:
+    def _said(self, key: int, play: Play, turn: Segment, cut: bool) -> None:
+        """Let the world answer a turn of the policy; end the conversation if a limit of tokens cut the turn off."""
+        play.conversation = play.played.with_turn(self._renderer.turn_message(turn), turn)
+        if cut:
+            self._close(key, play, ConversationEnd.TOKENS)
+        else:
+            play.waiting_since = time.monotonic()
+            self._worlds.answer(key, play.conversation.messages[-1])
+
+    def _went_on(self, play: Play) -> None:
+        """Note that all turns before a resume are repeated."""
+        if play.recorded is not None:
+            play.recorded = None
+            self._replayed += 1
+
+    def _anew(self, key: int, play: Play) -> None:
+        """Begin a conversation anew whose world answered otherwise than before the resume."""
+        self._begun_anew += 1
+        play.begin_anew()
+        self._worlds.abandon(key)
+        play.waiting_since = time.monotonic()
+        self._worlds.open(key, play.prompt.row)
+
+    def _answered(self, key: int, play: Play, answer: Answer) -> None:
+        answer = as_read(answer, self._limits.observation_tokens, self._renderer.count)
+        if not play.note(answer):
+            self._anew(key, play)
+            return
         play.calls += answer.calls
         play.failures.update(answer.failures)
         if answer.over:
@@ -263,22 +275,20 @@ class Conversations:
         elif len(play.played.turns) >= self._limits.turns:
             self._close(key, play, ConversationEnd.TURNS)
         else:
-            most = max(1, self._limits.observation_tokens // len(answer.messages))
-            said = [self._shortened(message, most) for message in answer.messages]
-            play.conversation = self._renderer.answered(play.played, said)
+            play.conversation = self._renderer.answered(play.played, answer.messages)
             self._next_turn(key, play)
 
-    def _shortened(self, message: ChatMessage, most: int) -> ChatMessage:
-        text = shortened(message.content, most, self._renderer.count)
-        return message if text is message.content else replace(message, content=text)
-
-    def _close(self, key: int, play: _Play, ended: ConversationEnd) -> None:
+    def _close(self, key: int, play: Play, ended: ConversationEnd) -> None:
+        self._went_on(play)
         play.ended = ended
         play.waiting_since = time.monotonic()
         self._worlds.close(key)
 
-    def _failed(self, key: int, play: _Play, failure: WorldFailed) -> None:
+    def _failed(self, key: int, play: Play, failure: WorldFailed) -> None:
         """End a conversation without a score; begin it again if the policy has not yet said anything."""
+        if play.repeats_answer and play.conversation is not None:
+            self._anew(key, play)
+            return
         if play.conversation is not None and play.conversation.turns:
             play.ended = ConversationEnd.FAILED
             self._end(key, play, WorldReward(), failure)
@@ -292,43 +302,10 @@ class Conversations:
         play.waiting_since = time.monotonic()
         self._worlds.open(key, play.prompt.row)
 
-    def _end(self, key: int, play: _Play, reward: WorldReward, failure: WorldFailed | None = None) -> None:
+    def _end(self, key: int, play: Play, reward: WorldReward, failure: WorldFailed | None = None) -> None:
         del self._plays[key]
-        assert play.ended is not None
-        conversation = play.played
-        dialogue = Dialogue(
-            messages=conversation.messages,
-            opening=conversation.opening,
-            ended=play.ended,
-            reason=failure.reason if failure else "",
-            reward=reward,
-            calls=play.calls,
-            failures=dict(play.failures),
-            waited_s=play.waited_s,
-            lasted_s=time.monotonic() - play.began,
-            timed_out=failure is not None and failure.status == "timeout",
-        )
+        dialogue = play.dialogue(reward, failure)
         cut = play.ended is ConversationEnd.TOKENS
-        completion = completion_of(conversation, dialogue, "length" if cut else "stop")
+        completion = completion_of(play.played, dialogue, "length" if cut else "stop")
         if self._members.end(play.group, play.member, completion):
             del self._begun[play.group]
-
-
-def messages_of(prompt: Prompt) -> list[ChatMessage]:
-    """Return the messages of a prompt.
-
-    Raises:
-        ValueError: a message cannot stand in a conversation.
-    """
-    try:
-        return [ChatMessage(each["role"], each["content"], name=each.get("name", "")) for each in prompt.messages]
-    except ValueError as problem:
-        raise ValueError(f"{place_of(prompt.id)}: {problem}") from problem
-
-
-def _turn_seed(seed: int, member: int, turn: int) -> int:
-    """Return the seed of a turn. A first turn has the seed of the completion that a single-turn run would sample."""
-    if turn == 0:
-        return seed + member
-    digest = hashlib.blake2b(f"{seed}/{member}/{turn}".encode(), digest_size=6).digest()
-    return int.from_bytes(digest, "big")

@@ -23,7 +23,7 @@ def dialogue_state(dialogue: Dialogue) -> dict[str, Any]:
     """Return a dialogue as data."""
     reward = dialogue.reward
     return {
-        "messages": [_message_state(message) for message in dialogue.messages],
+        "messages": [message_state(message) for message in dialogue.messages],
         "opening": dialogue.opening,
         "prompt_ids": torch.tensor(dialogue.prompt_ids, dtype=torch.int64),
         "ended": dialogue.ended.value,
@@ -52,7 +52,7 @@ def dialogue_state(dialogue: Dialogue) -> dict[str, Any]:
 def dialogue_from_state(state: Mapping[str, Any]) -> Dialogue:
     """Restore a dialogue from the data of `dialogue_state`."""
     return Dialogue(
-        messages=tuple(_message(entry) for entry in state["messages"]),
+        messages=tuple(message_from_state(entry) for entry in state["messages"]),
         opening=state["opening"],
         prompt_ids=tuple(state["prompt_ids"].tolist()),
         ended=ConversationEnd(state["ended"]),
@@ -75,7 +75,8 @@ def dialogue_from_state(state: Mapping[str, Any]) -> Dialogue:
     )
 
 
-def _message_state(message: ChatMessage) -> dict[str, Any]:
+def message_state(message: ChatMessage) -> dict[str, Any]:
+    """Return a message as data."""
     # The arguments of a call are the policy's words, of any depth; a JSON text is always plain data.
     calls = [
         {"reason": call.reason}
@@ -86,7 +87,8 @@ def _message_state(message: ChatMessage) -> dict[str, Any]:
     return {"role": message.role, "content": message.content, "calls": calls, "name": message.name}
 
 
-def _message(entry: Mapping[str, Any]) -> ChatMessage:
+def message_from_state(entry: Mapping[str, Any]) -> ChatMessage:
+    """Restore a message from the data of `message_state`."""
     calls = tuple(
         MalformedCall(call["reason"]) if "reason" in call else ToolCall(call["name"], json.loads(call["arguments"]))
         for call in entry["calls"]

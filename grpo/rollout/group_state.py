@@ -5,7 +5,7 @@ A checkpoint then contains only plain data and tensors, so reading it needs no p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,22 +20,36 @@ def group_state(group: Group) -> dict[str, Any]:
 
     Of the prompt, only the id is kept, because the prompt's data row may hold values that a checkpoint cannot store.
     """
-    samples = [rollout.completion for rollout in group.rollouts]
+    state = completions_state([rollout.completion for rollout in group.rollouts])
     return {
         "prompt": group.prompt.id,
-        "token_ids": torch.tensor([token for sample in samples for token in sample.token_ids], dtype=torch.int64),
-        "logprobs": torch.tensor([value for sample in samples for value in sample.logprobs], dtype=torch.float64),
+        "token_ids": state["token_ids"],
+        "logprobs": state["logprobs"],
         "rollouts": [
             {
-                "tokens": len(rollout.completion.token_ids),
-                "text": rollout.completion.text,
-                "finish_reason": rollout.completion.finish_reason,
-                "spans": [(span.start, span.stop, span.policy_version) for span in rollout.completion.spans],
+                **entry,
                 "verdicts": {name: _verdict_state(verdict) for name, verdict in rollout.verdicts.items()},
                 "reward": None if rollout.reward is None else float(rollout.reward),
-                **_conversation_state(rollout.completion),
             }
-            for rollout in group.rollouts
+            for entry, rollout in zip(state["completions"], group.rollouts, strict=True)
+        ],
+    }
+
+
+def completions_state(samples: Sequence[Completion]) -> dict[str, Any]:
+    """Return completions as data: tokens and log-probabilities of all, and an entry for each."""
+    return {
+        "token_ids": torch.tensor([token for sample in samples for token in sample.token_ids], dtype=torch.int64),
+        "logprobs": torch.tensor([value for sample in samples for value in sample.logprobs], dtype=torch.float64),
+        "completions": [
+            {
+                "tokens": len(sample.token_ids),
+                "text": sample.text,
+                "finish_reason": sample.finish_reason,
+                "spans": [(span.start, span.stop, span.policy_version) for span in sample.spans],
+                **_conversation_state(sample),
+            }
+            for sample in samples
         ],
     }
 
@@ -50,19 +64,10 @@ def group_from_state(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) ->
     Raises:
         ValueError: `prompts` does not contain the group's prompt.
     """
-    rollouts, begin = [], 0
-    for entry in state["rollouts"]:
-        end = begin + entry["tokens"]
-        completion = Completion(
-            tuple(state["token_ids"][begin:end].tolist()),
-            tuple(state["logprobs"][begin:end].tolist()),
-            entry["text"],
-            entry["finish_reason"],
-            tuple(VersionSpan(*span) for span in entry["spans"]),
-            # Single turns have no such entries, nor have states that were saved before conversations existed.
-            tuple((start, stop) for start, stop in entry.get("given", ())),
-            dialogue_from_state(entry["dialogue"]) if "dialogue" in entry else None,
-        )
+    rollouts = []
+    entries = state["rollouts"]
+    completions = completions_from_state({**state, "completions": entries})
+    for completion, entry in zip(completions, entries, strict=True):
         verdicts = {
             name: Verdict(
                 fields["score"], Status(fields["status"]), fields["reason"], fields["parts"], fields.get("spans", ())
@@ -70,8 +75,28 @@ def group_from_state(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) ->
             for name, fields in entry["verdicts"].items()
         }
         rollouts.append(Rollout(completion, verdicts, entry["reward"]))
-        begin = end
     return Group(known_prompt(state["prompt"], prompts), tuple(rollouts))
+
+
+def completions_from_state(state: Mapping[str, Any]) -> list[Completion]:
+    """Restore completions from the data of `completions_state`."""
+    completions, begin = [], 0
+    for entry in state["completions"]:
+        end = begin + entry["tokens"]
+        completions.append(
+            Completion(
+                tuple(state["token_ids"][begin:end].tolist()),
+                tuple(state["logprobs"][begin:end].tolist()),
+                entry["text"],
+                entry["finish_reason"],
+                tuple(VersionSpan(*span) for span in entry["spans"]),
+                # Single turns have no such entries, nor have states that were saved before conversations existed.
+                tuple((start, stop) for start, stop in entry.get("given", ())),
+                dialogue_from_state(entry["dialogue"]) if "dialogue" in entry else None,
+            )
+        )
+        begin = end
+    return completions
 
 
 def known_prompt(name: str, prompts: Mapping[str, Prompt]) -> Prompt:

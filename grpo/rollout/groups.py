@@ -104,6 +104,10 @@ class Verifying:
         """Start the verification of a group; `done` returns the group together with `index`."""
         self._waiting[index] = (prompt, completions, self._verify(prompt, completions))
 
+    def sampled(self) -> dict[int, Sequence[Completion]]:
+        """Return the groups whose verdicts have not all arrived: index -> completions."""
+        return {index: completions for index, (_, completions, _) in self._waiting.items()}
+
     def done(self) -> list[tuple[int, Group]]:
         """Remove and return the groups that have all their verdicts."""
         done = [index for index, (_, _, verdicts) in self._waiting.items() if _all_done(verdicts)]

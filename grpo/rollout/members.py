@@ -50,6 +50,13 @@ class Members:
         self._finished.append((group, done))
         return True
 
+    def under_way(self) -> dict[int, dict[int, Completion]]:
+        """Return the groups that have not finished: index -> number of each member that has ended -> its completion."""
+        return {
+            group: {number: each for number, each in enumerate(members) if each is not None}
+            for group, members in self._groups.items()
+        }
+
     def require_unfinished(self) -> None:
         """Refuse a wait that would never end.
 

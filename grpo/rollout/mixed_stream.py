@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from grpo.rollout.collector import RequestStream
+from grpo.rollout.conversations import Conversations
 from grpo.types import Finished, Prompt, Request
 
 # While several streams are at work: seconds between two looks at all of them.
@@ -23,6 +25,7 @@ class MixedStream:
             stream_of: function that returns the number of the stream that plays a prompt.
         """
         self._streams, self._stream_of = streams, stream_of
+        self._resumed = [stream for stream in streams if isinstance(stream, Conversations)]
 
     @property
     def unfinished(self) -> int:
@@ -44,6 +47,19 @@ class MixedStream:
             mine = [pair for pair in pairs if self._stream_of(pair[1]) == number]
             if mine:
                 stream.submit([request for request, _ in mine], [prompt for _, prompt in mine])
+
+    def under_way(self) -> dict[int, dict[str, Any]]:
+        """Return index -> state of the groups under way, without those of programs, which begin anew after a resume."""
+        return {group: state for stream in self._resumed for group, state in stream.under_way().items()}
+
+    def expect(self, groups: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take the state of groups that will be submitted again; programs ignore theirs."""
+        for stream in self._resumed:
+            stream.expect(groups)
+
+    def take_resumed(self) -> dict[str, float]:
+        """Return metrics of the conversations that were under way at the resume, since the last call."""
+        return {name: value for stream in self._resumed for name, value in stream.take_resumed().items()}
 
     def finished(self, wait: bool = True) -> Finished:
         """Return the groups that finished since the last call.

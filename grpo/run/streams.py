@@ -20,9 +20,10 @@ from grpo.environments.spec import EnvironmentSpec, WorldSpec, check_rows, choos
 from grpo.policy.stored import end_tokens, load_tokenizer
 from grpo.report import run_files
 from grpo.rollout.agent_conversations import AgentCalls, AgentConversations
-from grpo.rollout.collector import RequestStream
-from grpo.rollout.conversations import ConversationLimits, Conversations, messages_of
+from grpo.rollout.collector import RequestStream, ResumedStream
+from grpo.rollout.conversations import Conversations
 from grpo.rollout.mixed_stream import MixedStream
+from grpo.rollout.plays import ConversationLimits, messages_of
 from grpo.types import Prompt, SamplingParams
 
 if TYPE_CHECKING:
@@ -142,6 +143,11 @@ class Streams:
             return numbers.get(-1 if environment is None else environment, len(streams))
 
         return MixedStream([*streams, conversations], stream_of)
+
+    def resumed(self, stream: RequestStream) -> ResumedStream | None:
+        """Return a stream of `stream` whose conversations go on after a resume; None if they begin anew."""
+        replays = self._settings.conversation.resume == "replay"
+        return stream if replays and isinstance(stream, Conversations | MixedStream) else None
 
     def _turns(self, generators: TurnSource, sampling: SamplingParams) -> RequestStream:
         return generators.stream(replace(sampling, samples=1, max_tokens=self._turn_tokens(sampling)))

@@ -208,13 +208,15 @@ class TrainingRun:
             rollout.group_size, rollout.max_completion_tokens, rollout.temperature, tuple(rollout.stop)
         )
         most = rollout.prompts_per_step * (1 + rollout.max_policy_lag)
+        stream = self._streams.stream(self.generators, sampling)
         return Collector(
-            self._streams.stream(self.generators, sampling),
+            stream,
             self._verification.verifying(),
             OpenGroups(rollout.prompts_per_step, rollout.max_policy_lag, self.settings.train.steps, self.step),
             self.prompts.cursor.next,
             run_seed=self.settings.run.seed,
             verdict_wait_s=self._verification.wait_s(most * sampling.samples),
+            resumed=self._streams.resumed(stream),
         )
 
     def collect(self, watch: Stopwatch) -> list[Group]:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from conversations.counting_turns import three_turns, token_of
 
 from grpo.cluster.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.cluster.generator_group import GeneratorGroup
@@ -22,6 +23,8 @@ from grpo.cluster.learner_actor import LearnerActor
 from grpo.cluster.replica import GeneratorLimits
 from grpo.cluster.waiting import RemoteActor
 from grpo.generator.loop import EngineLoop
+from grpo.messages import ConversationEnd
+from grpo.rollout.plays import turn_seed
 from grpo.types import (
     ActorId,
     ActorKind,
@@ -239,6 +242,22 @@ def test_replayed_groups_come_once_and_from_the_present_weights(start: Callable[
     stream.submit(asked(QUICK, 0))
     with pytest.raises(RuntimeError, match="was restarted but cannot get its weights; call `on_restart` first"):
         stream.finished()
+
+
+def test_a_generator_that_dies_in_the_middle_of_conversations_loses_none(start: Callable[..., Started]) -> None:
+    """It dies between two turns. The turns that it had or gets are sampled elsewhere, with the same seeds."""
+    started = start(2)
+    stream = started.group.stream(SamplingParams(1, 8))
+    playing = three_turns(stream, QUICK, lambda: os.kill(started.pid(0), signal.SIGKILL), groups=4)
+    groups = all_of(playing)
+    started.wait_for_restarts(1)
+    assert sorted(groups) == [0, 1, 2, 3] and stream.unfinished == 0
+    for index, group in groups.items():
+        for member, completion in enumerate(group):
+            sampled = [token for token, value in zip(completion.token_ids, completion.logprobs, strict=True) if value]
+            assert sampled == [token_of(turn_seed(100 * index, member, turn)) for turn in range(3)]
+            assert completion.dialogue is not None and completion.dialogue.ended is ConversationEnd.TURNS
+    assert len(started.told) == 1 and "its process died" in started.told[0]
 
 
 def test_a_replica_lost_during_an_update_gets_the_weights_when_it_is_back(start: Callable[..., Started]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.conversation.calls import CallStyle, call_style, calls_in, text_before_calls, written_calls
+from grpo.conversation.calls import CallStyle, _first_line, call_style, calls_in, text_before_calls, written_calls
 from grpo.messages import MalformedCall, ToolCall
 
 BAR, BLOCK = "\uff5c", "\u2581"
@@ -202,3 +202,7 @@ def test_written_calls_are_read_as_the_same_calls(style: CallStyle) -> None:
     if style is not CallStyle.LLAMA:
         thought = "<think>a <tool_call> of none</think>Let me see.\n"
         assert calls_in(thought + text, style) == calls and text_before_calls(thought + text, style) == thought
+
+
+def test_a_reason_is_at_most_120_characters_of_its_first_line() -> None:
+    assert _first_line(ValueError("a\nb")) == "a" and _first_line(ValueError("x" * 500)) == "x" * 120

@@ -3,6 +3,7 @@ from __future__ import annotations
 import unicodedata
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conversations.small_chat import SPECIAL, TAGS, small_tokenizer, special_ids, texts
@@ -126,3 +127,23 @@ def test_a_tokenizer_without_a_description_is_refused() -> None:
 def test_surrogates() -> None:
     assert without_lone_surrogates("\ud83d\ude00") == "\U0001f600" == unicodedata.lookup("GRINNING FACE")
     assert without_lone_surrogates("a\udc00\ud800") == "a\ufffd\ufffd" and without_lone_surrogates("\x00") == "\x00"
+
+
+def test_a_text_without_special_words_is_encoded_in_one_piece() -> None:
+    """Cut into pieces it could have other tokens than the template's own rendering."""
+
+    class Counting:
+        def __init__(self, inner: Tokenizer) -> None:
+            self.inner, self.texts = inner, list[str]()
+
+        def encode(self, text: str, add_special_tokens: bool) -> Any:
+            self.texts.append(text)
+            assert not add_special_tokens
+            return self.inner.encode(text, add_special_tokens=add_special_tokens)
+
+    apart = PlainTokenizer(small())
+    apart._plain = counting = Counting(apart._plain)  # type: ignore[assignment]
+    assert apart.encode("a <|im_end|> b") == plain().encode("a <|im_end|> b")
+    assert counting.texts == ["a <|im_end|> b"]
+    both = PlainTokenizer(words("a", " ", "<end>", unknown="a"))
+    assert "<end>" not in [both.added.get(str(token)) for token in both.encode("a")]

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from grpo.conversation.parts import TurnPlace, TurnShape, WorldText, parse
 from grpo.conversation.renderer import ChatRenderer
 from grpo.conversation.samples import training_samples
 from grpo.messages import ChatMessage, MalformedCall, Role, ToolCall
@@ -304,3 +305,33 @@ def test_benign_conversations_have_the_templates_own_tokens(
     written = [{"role": message.role, "content": message.content} for message in conversation.messages]
     own = tokenizer_of(name).apply_chat_template(written, add_generation_prompt=True, return_dict=False)
     assert list(conversation.context) == list(own)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MQb0xtext",
+        "MQb0xtext MQe1x",
+        "MQb0xtext MQc0x",
+        "MQe0xtext",
+        "<think>\nMQt0x\n</think>\n\n",
+        "<think>\nMQt0x\n</think>\n\nMQc1x",
+        "MQt0x\n</think>\n\nMQc0x",
+        "<think>\nMQt0x and more\n</think>\n\nMQc0x",
+    ],
+)
+def test_text_whose_marks_do_not_fit_each_other_is_refused(text: str) -> None:
+    """Without the refusal, tokens of a message would be taken for the template's, in which special tokens count."""
+    shape = TurnShape(closes=True, opens=True, blank=False)
+    assert parse("<think>\nMQt0x\n</think>\n\nMQc0x", "MQ", [shape])[1:2] == [TurnPlace(0, whole=True)]
+    assert parse("MQb0xtextMQe0x", "MQ", [shape])[1:2] == [WorldText("text", 0)]
+    with pytest.raises(ValueError, match="takes the text of a message apart"):
+        parse(text, "MQ", [shape, shape])
+
+
+def test_tools_that_only_change_the_prompt_of_a_turn_are_shown() -> None:
+    """What counts is the whole text: with these messages, and with the prompt for the next turn."""
+    late = PLAIN.replace(HEADER, "{{ '<|im_start|>assistant\n' }}{%- if tools %}{{ tools | tojson }}{% endif %}")
+    spoken = ChatMessage("user", "a")
+    assert begun(ChatRenderer(small_tokenizer(late)), spoken)
+    assert ChatRenderer(small_tokenizer(late)).begin([spoken], TOOLS).segments[0]

@@ -13,8 +13,9 @@ from grpo.conversation.observation import shortened
 from grpo.conversation.renderer import ChatRenderer
 from grpo.environments.contract import Answer, Event, Opening, WorldFailed
 from grpo.messages import ChatMessage, ConversationEnd, WorldReward
-from grpo.rollout.conversations import ConversationLimits, Conversations
+from grpo.rollout.conversations import Conversations
 from grpo.rollout.dialogue_state import dialogue_from_state, dialogue_state
+from grpo.rollout.plays import ConversationLimits
 from grpo.types import Completion, Prompt, Request, VersionSpan
 
 LIMITS = ConversationLimits(prompt_tokens=500, turns=3, tokens=200, turn_tokens=60, observation_tokens=40, seconds=60.0)

@@ -14,7 +14,7 @@ from grpo.config import VerificationConfig
 from grpo.messages import ConversationEnd, WorldReward
 from grpo.rollout.failure_share import FailureShare
 from grpo.rollout.groups import Verifying, judge_group
-from grpo.rollout.usable_rows import usable_rows
+from grpo.rollout.usable_rows import rows_of_all, usable_rows
 from grpo.types import Completion, Group, Prompt, VersionSpan
 from rewards import verdict
 from rewards.build import VerifierSpec
@@ -129,6 +129,21 @@ def test_the_check_before_a_run_leaves_the_environment_alone() -> None:
     """Nobody can judge an environment's reward without a conversation."""
     rows = {"training": [GoldRow(str(number), {}, f"row {number}") for number in range(6)]}
     assert usable_rows((WORLD,), rows, VerificationConfig()).left_out == ()
+    # Beside it, another verifier is checked as ever, and each row has a copy for it alone.
+    assert [row.verifier for row in rows_of_all((WORLD, ANSWER), rows["training"][:2])] == ["answer", "answer"]
+
+
+def test_a_verifier_that_always_fails_is_named_once_and_alone(tmp_path: Path) -> None:
+    """Its rows may be good, so no message says that no completion could earn its reward."""
+    (tmp_path / "broken.py").write_text("def broken(completion, reference):\n    raise KeyError('no such key')\n")
+    spec = VerifierSpec("broken", f"{tmp_path}/broken.py:broken")
+    rows = {part: [GoldRow(str(at), {}, f"row {at}") for at in range(3)] for part in ("training", "held_out")}
+    with pytest.raises(ValueError, match="broken") as refused:
+        usable_rows((spec,), rows, VerificationConfig(workers=1))
+    assert str(refused.value).count("KeyError") >= 1 and "no completion could earn" not in str(refused.value)
+    assert "set verification.check_golds=warn" in str(refused.value)
+    warned = usable_rows((spec,), rows, VerificationConfig(workers=1, check_golds="warn"))
+    assert warned.left_out == () and any("KeyError" in line for line in warned.lines)
 
 
 def test_a_pool_carries_the_transcript_to_the_verifiers(tmp_path: Path) -> None:
