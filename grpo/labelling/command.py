@@ -61,12 +61,12 @@ class LabelRequest:
 
     def read(self, say: Say) -> LabelSet:
         """Read the items, and say what is left out."""
-        found = read_items(self.source, show=self.show, limit=self.limit, seed=self.seed)
+        chosen = read_items(self.source, show=self.show, limit=self.limit, seed=self.seed)
         say(
-            f"{len(found.items):,} items; left out: {found.equal:,} groups whose answers are all equal, "
-            f"{found.conversations:,} conversations"
+            f"{len(chosen.items):,} items; left out: {chosen.equal:,} groups whose answers are all equal, "
+            f"{chosen.conversations:,} conversations"
         )
-        return found
+        return chosen
 
     def _beside(self, name: str) -> Path:
         if self.source.is_file():

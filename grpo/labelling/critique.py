@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from grpo.labelling.items import prompts_of_run
+from grpo.labelling.items import prompts_of_run, rows_of_file
 from grpo.labelling.judged import options_in
 from grpo.report.json_lines import JsonLines, complete_lines
 from rewards.judges.client import JudgeClient, JudgeSettings, Spend, critic_settings
@@ -97,42 +96,23 @@ def write_critiques(
 def _drafts(request: CritiqueRequest) -> list[tuple[str, str | None]]:
     """The prompts with their drafts, each pair once."""
     if request.source.is_dir():
-        found: list[tuple[str, str | None]] = [
+        drafts: list[tuple[str, str | None]] = [
             (prompt, answers[0]) for prompt, answers in prompts_of_run(request.source)
         ]
     else:
-        rows = _read_rows(request.source)
+        rows = rows_of_file(request.source)
         columns = [request.prompt, *([request.draft] if request.draft else [])]
-        for place, row in enumerate(rows):
+        for place, row in rows:
             for column in columns:
                 if not isinstance(row.get(column), str) or not row[column].strip():
                     raise ValueError(
-                        f"row {place} of {request.source} has no text in the column {column!r}; it has "
+                        f"{place}: the row has no text in the column {column!r}; it has "
                         f"{', '.join(row)}; name the columns with --prompt and --draft"
                     )
-        found = [(row[request.prompt], row[request.draft] if request.draft else None) for row in rows]
-    if not found:
+        drafts = [(row[request.prompt], row[request.draft] if request.draft else None) for _, row in rows]
+    if not drafts:
         raise ValueError(f"{request.source} has no prompts")
-    return list(dict.fromkeys(found))[: request.limit]
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as problem:
-        raise ValueError(
-            f"cannot read {path}: {problem.strerror}; give a file with rows, or a run's folder"
-        ) from problem
-    for place, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError as problem:
-            raise ValueError(f"row {place} of {path} is not JSON: {problem}") from problem
-        if not isinstance(row, dict):
-            raise ValueError(f"row {place} of {path} is {type(row).__name__}; expected an object with a prompt")
-        rows.append(row)
-    return rows
+    return list(dict.fromkeys(drafts))[: request.limit]
 
 
 def _done(path: Path) -> set[tuple[str, str | None]]:

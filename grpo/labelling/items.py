@@ -111,15 +111,42 @@ def _of_run(run_dir: Path) -> Iterator[tuple[str, list[str], bool]]:
             yield str(prompt), [rollout.completion for rollout in group.rollouts if rollout.completion.strip()], talks
 
 
-def _of_file(path: Path) -> Iterator[tuple[str, list[str], bool]]:
-    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+def rows_of_file(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """Read the JSON objects of a file, one on each line; return each with its place, `FILE:LINE`.
+
+    Raises:
+        ValueError: the file cannot be read, or a line holds no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise ValueError(
+            f"cannot read {path}: {problem.strerror}; give a file with rows as JSON lines, or a run's folder"
+        ) from problem
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path} is not UTF-8 text; expected rows as JSON lines") from problem
+    rows = []
+    # A text in JSON may hold the other ends of lines that `splitlines` knows.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as problem:
-            raise ValueError(f"row {place} of {path} is not JSON: {problem}") from problem
-        answers = row.get("answers") if isinstance(row, Mapping) else None
-        if not isinstance(answers, list) or not isinstance(row.get("prompt"), str):
-            raise ValueError(f"row {place} of {path} needs a text `prompt` and a list `answers`, got {line!r:.120}")
+            raise ValueError(f"{path}:{number}: the line is not JSON ({problem})") from problem
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{path}:{number}: expected an object with a prompt, got {line!r:.80}")
+        rows.append((f"{path}:{number}", row))
+    return rows
+
+
+def _of_file(path: Path) -> Iterator[tuple[str, list[str], bool]]:
+    for place, row in rows_of_file(path):
+        prompt, answers = row.get("prompt"), row.get("answers")
+        if not isinstance(answers, list) or not isinstance(prompt, str):
+            raise ValueError(
+                f"{place}: the row needs a text `prompt` and a list `answers`; it has the keys {', '.join(row)}"
+            )
         if len(answers) < 2 or not all(isinstance(text, str) and text.strip() for text in answers):
-            raise ValueError(f"row {place} of {path} has {len(answers)} answers; expected two or more texts")
-        yield row["prompt"], answers, False
+            raise ValueError(f"{place}: the row has {len(answers)} answers; expected two or more texts")
+        yield prompt, answers, False

@@ -152,12 +152,12 @@ async def _judge_all(
             if isinstance(answer, BaseException):
                 raise answer
         points = dict.fromkeys(item.answers, 0)
-        for number, (one, other) in enumerate(pairs):
+        for number, (first, second) in enumerate(pairs):
             outcome = (str(answers[2 * number]), str(answers[2 * number + 1]))
-            better = {(FIRST, SECOND): one, (SECOND, FIRST): other}.get(outcome)
+            better = {(FIRST, SECOND): first, (SECOND, FIRST): second}.get(outcome)
             report.compared += 1
             report.turned += better is None and outcome != (TIE, TIE)
-            for answer in (one, other):
+            for answer in (first, second):
                 points[answer] += 2 * (answer == better) + (better is None)
         keep(Label(item.id, labeller_of(client.settings), item.prompt, _places(points)))
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from grpo.cli.app import app
 from grpo.config import TrainingRowsConfig
 from grpo.data.preferences import ranked_answers
-from grpo.labelling.items import LabelItem, read_items
+from grpo.labelling.items import LabelItem, read_items, rows_of_file
 from grpo.labelling.labels import Label, LabelFile, compare_labellers, preference_rows, read_labels
 from grpo.labelling.page import Labelling, make_label_app
 from rewards.checks.agreement import agreement
@@ -302,3 +302,10 @@ def test_a_judge_that_answers_prose_labels_nothing(tmp_path: Path) -> None:
     assert run("label", str(folder), "--labeller", "judge:x").exit_code == 2
     refused = run("label", str(folder), "--judge", judge_file(tmp_path, "http://127.0.0.1:1/v1", key="sk-1"))
     assert refused.exit_code == 2 and "key: {env:" in refused.output and "sk-1" not in refused.output
+
+
+def test_a_text_with_another_end_of_line_is_one_row(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    row = {"prompt": "a\u2028b", "answers": ["1\u0085", "2"]}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert rows_of_file(file) == [(f"{file}:1", row)]
