@@ -144,6 +144,7 @@ ELSEWHERE = {
     "grpo reward mine_reward.yaml --evaluate --by subset policy.path=runs/mine_reward/policy "
     "data.path=rewardbench.jsonl": "tests/grpo/run/test_reward_evaluation.py",
     "grpo sft configs/rlhf_quickstart_sft.yaml": f"{REAL}: with configs/quickstart_sft.yaml",
+    "grpo dpo configs/rlhf_quickstart_dpo.yaml": "with configs/dpo_quickstart.yaml, above",
     "grpo train configs/rlhf_quickstart.yaml": f"{REAL}: with configs/quickstart.yaml",
     "grpo sft mine_sft.yaml": REAL,
     "grpo check configs/judge_quickstart.yaml": JUDGES,

@@ -77,6 +77,7 @@ def config(tmp_path: Path, policy: Path) -> Path:
         (["view"], ["RUN...", "--export", "--png", "--host", "this machine only"]),
         (["audit"], ["RUN", "Math-Verify", "audit.jsonl", "--limit", "95 % intervals"]),
         (["dpo"], ["CONFIG", "KEY=VALUE", "preferences", "policy/", "docs/preferences.md"]),
+        (["reward"], ["CONFIG", "KEY=VALUE", "preferences", "--evaluate", "docs/reward_models.md"]),
         (["sft"], ["CONFIG", "KEY=VALUE", "prompt and response", "policy/", "Hugging Face"]),
         (
             ["check"],
