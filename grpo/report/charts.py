@@ -85,6 +85,14 @@ RUN_CHARTS = (
         low=0.0,
     ),
     RunChart(
+        "teacher",
+        "Reverse KL to the teacher",
+        (("mean over sampled tokens", "teacher/reverse_kl"),),
+        "Reverse KL to the teacher",
+        "nats per token",
+        low=0.0,
+    ),
+    RunChart(
         "curriculum",
         "Prompts by difficulty",
         tuple(
