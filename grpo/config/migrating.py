@@ -98,7 +98,8 @@ _BY_NAME: dict[str, list[ForeignKey]] = defaultdict(list)
 _BY_LAST_WORD: dict[str, list[ForeignKey]] = defaultdict(list)
 for _key in FOREIGN_KEYS:
     _BY_NAME[_key.name].append(_key)
-    if "_" in (_last := _key.name.rsplit(".", 1)[-1]):
+    # A word that is also ours is a misspelt section here.
+    if "_" in (_last := _key.name.rsplit(".", 1)[-1]) and _last != _key.ours.rsplit(".", 1)[-1]:
         _BY_LAST_WORD[_last].append(_key)
 
 

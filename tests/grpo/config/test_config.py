@@ -43,7 +43,8 @@ def problems(folder: Path, schema: Any, data: dict[str, Any], *overrides: str) -
     with pytest.raises(ValueError) as caught:
         load(schema, write(folder, data), overrides)
     first, *lines = str(caught.value).split("\n  - ")
-    assert first == f"{len(lines)} problem{'s' if len(lines) > 1 else ''} in {folder / 'config.yaml'}:"
+    beside = " and its overrides (KEY=VALUE)" if overrides else ""
+    assert first == f"{len(lines)} problem{'s' if len(lines) > 1 else ''} in {folder / 'config.yaml'}{beside}:"
     return lines
 
 

@@ -113,3 +113,11 @@ def test_words_are_searched() -> None:
     assert "rollout.max_policy_lag" in [key.name for part in matching("policy versions") for key in part.keys]
     with pytest.raises(ValueError, match=r"it is a key of TRL: write algorithm\.kl_coefficient"):
         matching("beta")
+
+
+def test_a_key_whose_sections_are_left_out_is_known_by_its_last_word() -> None:
+    for path in ("kl_coef", "algorithm.kl_coef", "actor.kl_loss_coef"):
+        (hint,) = foreign_hints(path, 0.1)
+        assert hint == f"{path} is not a known key; it is a key of verl: write algorithm.kl_coefficient"
+    # The same word here: the section is misspelt.
+    assert foreign_hints("rolout.group_size", 4) == []
