@@ -33,7 +33,7 @@ def load_config(path: str | Path, *overrides: str) -> JobConfig:
     >>> grpo.load_config("configs/quickstart.yaml", "train.stpes=80")
     Traceback (most recent call last):
         ...
-    ValueError: 1 problem in configs/quickstart.yaml:
+    ValueError: 1 problem in configs/quickstart.yaml and its overrides (KEY=VALUE):
       - train.stpes is not a known key; did you mean train.steps?
 
     Args:

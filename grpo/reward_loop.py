@@ -13,7 +13,7 @@ from grpo.comparison_rows import answer_values, read_comparisons
 from grpo.config import RewardConfig
 from grpo.data.drawing.cursor import Cursor
 from grpo.fine_tuning import fine_tune, under_learner
-from grpo.policy.scores import ScoreScale
+from grpo.policy.score_scale import ScoreScale
 from grpo.policy.stored import local_or_hub
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress

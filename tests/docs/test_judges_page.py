@@ -46,8 +46,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), rule.Judge)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    for file in (ROOT / "configs").glob("judge_quickstart*.yaml"):
-        (folder / "configs" / file.name).write_text(file.read_text().replace(":8765", f":{server.server_address[1]}"))
+    for file in (ROOT / "configs").glob("**/*.yaml"):
+        copy = folder / file.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(file.read_text().replace(":8765", f":{server.server_address[1]}"))
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         yield folder
@@ -98,16 +100,16 @@ def test_labels_by_people_and_judge_are_audited_and_criticised(reader: Path, mon
     monkeypatch.setattr(uvicorn.Server, "run", as_people_do)
     people = run("label", RUN, "--labeller", "ann")
     assert people.exit_code == 0 and "preferences.jsonl: 2 rows" in people.output, people.output
-    judged = run("label", RUN, "--judge", "configs/judge_quickstart_judge.yaml")
+    judged = run("label", RUN, "--judge", "configs/judge_quickstart/judge.yaml")
     assert judged.exit_code == 0, judged.output
     assert "judge:rule and ann: pairs alike: 2 of 2" in judged.output
     assert "the first place won 2 of 4 (50.00%" in judged.output
     labels = f"{RUN}/labels.jsonl"
     stored = run("audit", RUN, "--labels", labels)
     assert stored.exit_code == 0 and "judge says tie, people say" in stored.output, "the stored verdicts are all wrong"
-    asked = run("audit", RUN, "--labels", labels, "--judge", "configs/judge_quickstart_judge.yaml")
+    asked = run("audit", RUN, "--labels", labels, "--judge", "configs/judge_quickstart/judge.yaml")
     assert asked.exit_code == 0 and "4 of 4 (100.00%" in asked.output, asked.output
-    critic = ("--critic", "configs/judge_quickstart_critic.yaml", "--out", "runs/critiques.jsonl", "--limit", "200")
+    critic = ("--critic", "configs/judge_quickstart/critic.yaml", "--out", "runs/critiques.jsonl", "--limit", "200")
     assert "2 rows; failed: 0" in run("critique", RUN, *critic).output
     sft = "run: {folder: runs/s}\npolicy: {path: p}\nsft: {steps: 1}\n" + page_line("data: {path: runs/critiques.jsonl")
     Path("sft.yaml").write_text(sft)

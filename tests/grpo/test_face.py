@@ -82,6 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     policy = make_tiny_policy(tmp_path / "runs" / "quickstart_sft" / "policy", PRINTABLE)
     kept = shutil.copytree(policy, tmp_path / "kept")
+    (tmp_path / "runs" / "rlhf_quickstart_sft").symlink_to(tmp_path / "runs" / "quickstart_sft")
     write_fake_run(tmp_path / "runs" / "sums", steps=20)
     rows = [{"problem": "1+1=?", "answer": "2"}, {"problem": "2+1=?", "answer": "3"}]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -19,7 +19,7 @@ import ray
 
 from grpo.cluster.reward_models.actor import RewardModelActor, ScorerSetup
 from grpo.cluster.waiting import wait_for
-from grpo.policy.scores import ScoreScale
+from grpo.policy.score_scale import ScoreScale
 from grpo.report.logs import present_place
 from rewards.pool.stats import Tally
 from rewards.verdict import Verdict, error, scored, timeout

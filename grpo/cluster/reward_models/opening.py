@@ -10,7 +10,7 @@ from grpo.cluster.device import planned_device
 from grpo.cluster.reward_models.actor import ScorerSetup
 from grpo.cluster.reward_models.group import RewardModelProcess
 from grpo.config.verifiers import specs_of
-from grpo.policy.scores import SCALE_FILE, ScoreScale, check_scorer
+from grpo.policy.score_scale import SCALE_FILE, ScoreScale
 from grpo.policy.stored import end_tokens
 from rewards.build import REWARD_MODEL, VerifierSpec
 from rewards.verifiers.reward_model import RewardModel
@@ -25,6 +25,8 @@ def check_models(settings: config.TrainConfig, tokenizer: PreTrainedTokenizerBas
     Raises:
         ValueError: a model cannot; the message has the reason and the remedy.
     """
+    from grpo.policy.scores import check_scorer  # It imports transformers.
+
     for spec in specs_of(settings.verifiers, settings.verification):
         if spec.use != REWARD_MODEL:
             continue
@@ -49,6 +51,8 @@ def open_model(
         ValueError: the model cannot score this policy's completions, or cannot be loaded.
         TimeoutError: the model was not loaded within `start_s` seconds.
     """
+    from grpo.policy.scores import check_scorer  # It imports transformers.
+
     options = options_of(spec)
     check_scorer(options.path, _key(spec), tokenizer, longest)
     assert isinstance(tokenizer.eos_token_id, int), "sampling needs an end token"

@@ -16,7 +16,8 @@ from tiny_policy import make_tiny_policy
 
 from grpo.cluster.reward_models.actor import ScorerSetup
 from grpo.cluster.reward_models.group import RewardModelProcess
-from grpo.policy.scores import ScoreScale, load_scorer, score_tokens
+from grpo.policy.score_scale import ScoreScale
+from grpo.policy.scores import load_scorer, score_tokens
 from rewards.verdict import Status, Verdict
 
 pytestmark = pytest.mark.slow

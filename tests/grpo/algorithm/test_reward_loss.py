@@ -20,7 +20,8 @@ from grpo.algorithm.reward_models.loss import REWARD_SUMS, plackett_luce_loss, r
 from grpo.algorithm.reward_models.statistics import pair_statistics
 from grpo.config import RewardScheduleConfig
 from grpo.policy.logprobs import load_model
-from grpo.policy.scores import PolicyScores, ScoreScale, load_scorer, score_tokens, set_padding
+from grpo.policy.score_scale import ScoreScale
+from grpo.policy.scores import PolicyScores, load_scorer, score_tokens, set_padding
 
 
 def reward(**keys: Any) -> RewardScheduleConfig:

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoTokenizer
 from grpo.cluster.reward_models.actor import batches
 from grpo.cluster.reward_models.opening import options_of
 from grpo.policy.new import make_policy
-from grpo.policy.scores import ScoreScale, check_scorer, load_scorer
+from grpo.policy.score_scale import ScoreScale
+from grpo.policy.scores import check_scorer, load_scorer
 from rewards.build import VerifierSpec
 
 

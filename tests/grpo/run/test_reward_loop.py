@@ -19,7 +19,7 @@ from grpo.algorithm.minibatches import TrainBatch
 from grpo.algorithm.rescoring import ScoringBatch, Source
 from grpo.config import RewardConfig
 from grpo.config.file import load
-from grpo.policy.scores import ScoreScale
+from grpo.policy.score_scale import ScoreScale
 from grpo.report.metrics_log import read_history
 from grpo.report.progress import open_progress
 from grpo.reward_loop import reward as run_reward
