@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,8 @@ def defaults() -> dict[str, str]:
     return {key.name: key.default for key in keys if key.default is not None}
 
 
-def reference() -> list[ReferencePart]:
+@functools.cache
+def reference() -> tuple[ReferencePart, ...]:
     """All sections of all jobs, each once, in the order of the schema."""
     parts: dict[str, ReferencePart] = {}
     jobs: dict[str, list[str]] = {}
@@ -80,7 +82,7 @@ def reference() -> list[ReferencePart]:
         for part in _parts(tree["$defs"], tree, name="", text=""):
             parts.setdefault(part.name, part)
             jobs.setdefault(part.name, []).append(job)
-    return [
+    return tuple(
         part
         if len(jobs[part.name]) == len(JOBS)
         else replace(
@@ -90,7 +92,7 @@ def reference() -> list[ReferencePart]:
         )
         for part in parts.values()
         if part.keys
-    ]
+    )
 
 
 def matching(wanted: str) -> list[ReferencePart]:

@@ -81,7 +81,7 @@ def test_the_command_shows_a_part_of_it() -> None:
     assert "rollout.group_size: integer at least 1; default 8" in shown.output
     assert "Completions for each prompt." in shown.output
     assert "max_prompt_tokens" not in shown.output
-    assert matching("") == reference()
+    assert matching("") == list(reference())
     shown = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, ["config", "algorithm.kl"])
     assert "`k3` or `module:function` or `file.py:function`" in shown.output
     assert "k2: d^2 / 2 with d = reference_logprob - logprob; never negative" in shown.output
