@@ -181,7 +181,7 @@ def test_references_that_cannot_be_used_are_named_whatever_they_are(knowing_pool
 def test_many_references_that_hang_do_not_hang_the_look(knowing_pool: VerifierPool) -> None:
     begun = time.monotonic()
     report = check_references(knowing_pool, rows_of(["HANG"] * 200), most_killed=3)
-    assert time.monotonic() - begun < 20 and "hung" in report.stopped and 0 < report.rows < 150
+    assert time.monotonic() - begun < 100 and "hung" in report.stopped and 0 < report.rows < 150
 
 
 def test_a_verifier_without_the_method_knows_no_bad_reference() -> None:
