@@ -197,6 +197,6 @@ def test_a_policy_that_is_not_there_is_refused_with_a_remedy(
         raise OSError("not here")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
-    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: offline)
+    monkeypatch.setattr("grpo.policy.stored.ask_hub", lambda _: "the hub is offline" if offline else "")
     with pytest.raises(ValueError, match=f"policy.path='me/none' is neither .* hub; .*{remedy}"):
         load_tokenizer("me/none")

@@ -226,7 +226,11 @@ def raises(completion: str, reference: str) -> bool:
         ("math", ["1 2", "3 4"], "none of 2 gold answers can be read as mathematics"),
         ("math", ["1 2", "12"], ""),
         ("numeric", ["#### 5", "many"], ""),
-        ("numeric", ["few", "many"], "none of 2 gold answers is `correct`"),
+        (
+            "numeric",
+            ["few", "many"],
+            "none of 2 verdicts on gold answers said anything about the answer (the first: the ",
+        ),
         ("length", ["1"] * 9, ""),
         ("counts", ["1"] * 9, ""),
         # A grade is no claim: it may be all that a right answer earns.
