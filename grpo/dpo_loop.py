@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from grpo.algorithm.comparisons import AnswerComparison, ReferenceLogps, pack_comparisons, preference_batch
+from grpo.algorithm.comparisons import AnswerComparison, ReferenceLogps, pack_comparisons
 from grpo.algorithm.preference_loss import PAIR_SUMS, pair_sums, preference_metrics
 from grpo.cluster.learner_group import LearnerGroup
-from grpo.comparison_rows import answer_values, read_comparisons
+from grpo.comparison_lessons import ComparisonLessons, answer_values
 from grpo.config import DpoConfig
-from grpo.data.drawing.cursor import Cursor
-from grpo.fine_tuning import fine_tune, under_learner
+from grpo.fine_tuning import fine_tune
 from grpo.policy.stored import local_or_hub
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress
@@ -45,33 +43,30 @@ def dpo(settings: DpoConfig, progress: Progress) -> ClosingTable:
     )
 
 
-class PreferenceLessons:
+class PreferenceLessons(ComparisonLessons):
     """Comparisons of answers, with the log-probabilities of the answers under the reference."""
 
     def __init__(self, settings: DpoConfig, start: str, progress: Progress) -> None:
         """Read the data with the tokenizer of the policy `start`."""
+        super().__init__(settings, start, progress)
         self._settings, self._progress = settings, progress
-        self._microbatch_tokens = settings.learner.microbatch_tokens
-        data = read_comparisons(settings, start, progress)
-        self._training, self._held_out = data.training, data.held_out
-        self._cursor: Cursor[int] = Cursor(range(len(data.training)), settings.run.seed)
         self._references: dict[str, list[ReferenceLogps]] = {}
         self._falls: deque[float] = deque(maxlen=_ALARM_STEPS)
         self._alarm = settings.dpo.chosen_alarm
 
     def begin(self, learner: LearnerGroup) -> None:
         """Score all answers under the starting policy, which is the reference."""
-        parts = {"training": self._training, "held_out": self._held_out}
+        parts = {"training": self.training, "held_out": self.held_out}
         answers = sum(len(each.answers) for part in parts.values() for each in part)
         with self._progress.phase(Phase.SCORE, f"scoring {answers:,} answers under the starting policy"):
             self._references = {name: self._scores(learner, part) for name, part in parts.items()}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue with the row after the last row of a checkpoint, and with its reference scores."""
-        self._cursor.load_state_dict(state["cursor"])
+        super().resume(state)
         self._falls.extend(state["falls"])
         self._references = state["references"]
-        for name, part in (("training", self._training), ("held_out", self._held_out)):
+        for name, part in (("training", self.training), ("held_out", self.held_out)):
             if [len(scores) for scores in self._references[name]] != [len(each.answers) for each in part]:
                 raise ValueError(
                     "the checkpoint has reference scores of other rows than the data has now; resume with the same "
@@ -80,46 +75,35 @@ class PreferenceLessons:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the rows, the reference scores, and the last values that the alarm looks at."""
-        return {"cursor": self._cursor.state_dict(), "references": self._references, "falls": list(self._falls)}
+        return super().state_dict() | {"references": self._references, "falls": list(self._falls)}
+
+    def references(self, drawn: Sequence[int]) -> list[ReferenceLogps]:
+        """Return the starting policy's log-probabilities of the answers of some training rows."""
+        return [self._references["training"][at] for at in drawn]
 
     def step(self, learner: LearnerGroup, step: int, watch: Stopwatch) -> tuple[dict[str, float], int]:
-        """Do an optimizer step on the next comparisons; then evaluate the held-out comparisons if it is time."""
-        dpo = self._settings.dpo
-        drawn = self._cursor.next(dpo.batch_size)
-        comparisons = [self._training[at] for at in drawn]
-        references = [self._references["training"][at] for at in drawn]
-        watch.start(Phase.LEARN)
-        packed = preference_batch(
-            comparisons, references, ranks=learner.ranks, microbatch_tokens=self._microbatch_tokens
-        )
-        metrics = under_learner({**learner.step(packed), **packed.shares()})
-        if self._held_out and (step % dpo.evaluate_every == 0 or step == dpo.steps):
-            watch.start(Phase.EVALUATE)
-            metrics |= self._evaluated(learner)
-        watch.start(None)
-        self._warn_of_fall(step, metrics, references)
-        return metrics, sum(len(answer.token_ids) for each in comparisons for answer in each.answers)
-
-    def finish(self, learner: LearnerGroup, folder: Path) -> None:
-        """Add nothing to the policy's folder."""
+        """Do an optimizer step, and evaluate if it is time; then look whether the chosen answers became less likely."""
+        metrics, tokens = super().step(learner, step, watch)
+        self._warn_of_fall(step, metrics)
+        return metrics, tokens
 
     def _scores(self, learner: LearnerGroup, comparisons: Sequence[AnswerComparison]) -> list[ReferenceLogps]:
         """Return the log-probability of each answer under the present policy."""
-        return answer_values(learner, comparisons, self._microbatch_tokens, math.fsum)
+        return answer_values(learner, comparisons, self.microbatch_tokens, math.fsum)
 
-    def _evaluated(self, learner: LearnerGroup) -> dict[str, float]:
+    def evaluated(self, learner: LearnerGroup) -> dict[str, float]:
         """Return the metrics of the held-out comparisons under the present policy."""
         references, totals = self._references["held_out"], torch.zeros(len(PAIR_SUMS), dtype=torch.float64)
         for comparison, reference, scores in zip(
-            self._held_out, references, self._scores(learner, self._held_out), strict=True
+            self.held_out, references, self._scores(learner, self.held_out), strict=True
         ):
             chosen_nll = -scores[0] / comparison.answers[0].trained_tokens
             packed = pack_comparisons([comparison], [reference])
             totals += pair_sums(self._settings.dpo, packed, torch.tensor(scores), chosen_nll)[1]
         sums = dict(zip(PAIR_SUMS, totals.tolist(), strict=True))
-        return {f"eval/{name}": value for name, value in preference_metrics(sums, len(self._held_out)).items()}
+        return {f"eval/{name}": value for name, value in preference_metrics(sums, len(self.held_out)).items()}
 
-    def _warn_of_fall(self, step: int, metrics: Mapping[str, float], references: Sequence[ReferenceLogps]) -> None:
+    def _warn_of_fall(self, step: int, metrics: Mapping[str, float]) -> None:
         """Warn once if the chosen answers have become less likely than under the starting policy."""
         if self._alarm is None or "rewards/chosen" not in metrics:
             return

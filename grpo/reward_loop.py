@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from grpo.algorithm.comparisons import AnswerComparison, preference_batch
+from grpo.algorithm.comparisons import AnswerComparison, ReferenceLogps
 from grpo.algorithm.reward_models.statistics import pair_statistics
 from grpo.cluster.learner_group import LearnerGroup
-from grpo.comparison_rows import answer_values, read_comparisons
+from grpo.comparison_lessons import ComparisonLessons, answer_values
 from grpo.config import RewardConfig
-from grpo.data.drawing.cursor import Cursor
-from grpo.fine_tuning import fine_tune, under_learner
+from grpo.fine_tuning import fine_tune
 from grpo.policy.score_scale import ScoreScale
 from grpo.policy.stored import local_or_hub
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress
-from grpo.run.stopwatch import Stopwatch
 from grpo.types import Phase
 
 
@@ -38,60 +35,32 @@ def reward(settings: RewardConfig, progress: Progress) -> ClosingTable:
     )
 
 
-class RewardLessons:
+class RewardLessons(ComparisonLessons):
     """Comparisons of answers, which the model reads with their end tokens."""
 
     def __init__(self, settings: RewardConfig, start: str, progress: Progress) -> None:
         """Read the data with the tokenizer of the policy `start`."""
-        self._settings, self._progress = settings, progress
-        data = read_comparisons(settings, start, progress)
-        self._training, self._held_out = data.training, data.held_out
-        self._cursor: Cursor[int] = Cursor(range(len(data.training)), settings.run.seed)
+        super().__init__(settings, start, progress)
+        self._progress = progress
 
-    def begin(self, learner: LearnerGroup) -> None:
-        """Prepare nothing: the model needs no reference."""
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Continue with the row after the last row of a checkpoint."""
-        self._cursor.load_state_dict(state["cursor"])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the rows."""
-        return {"cursor": self._cursor.state_dict()}
-
-    def step(self, learner: LearnerGroup, step: int, watch: Stopwatch) -> tuple[dict[str, float], int]:
-        """Do an optimizer step on the next comparisons; then evaluate the held-out comparisons if it is time."""
-        schedule = self._settings.reward
-        comparisons = [self._training[at] for at in self._cursor.next(schedule.batch_size)]
-        watch.start(Phase.LEARN)
-        packed = preference_batch(
-            comparisons,
-            [(0.0,) * len(each.answers) for each in comparisons],
-            ranks=learner.ranks,
-            microbatch_tokens=self._settings.learner.microbatch_tokens,
-        )
-        metrics = under_learner({**learner.step(packed), **packed.shares()})
-        if self._held_out and (step % schedule.evaluate_every == 0 or step == schedule.steps):
-            watch.start(Phase.EVALUATE)
-            metrics |= self._evaluated(learner)
-        watch.start(None)
-        return metrics, sum(len(answer.token_ids) for each in comparisons for answer in each.answers)
+    def references(self, drawn: Sequence[int]) -> list[ReferenceLogps]:
+        """Return zeros: a reward model has no reference."""
+        return [(0.0,) * len(self.training[at].answers) for at in drawn]
 
     def finish(self, learner: LearnerGroup, folder: Path) -> None:
         """Score the training rows, and write the scale of the scores beside the model."""
-        answers = sum(len(each.answers) for each in self._training)
+        answers = sum(len(each.answers) for each in self.training)
         with self._progress.phase(Phase.SCORE, f"scoring {answers:,} answers of the training rows"):
-            scores = self._scores(learner, self._training)
+            scores = self._scores(learner, self.training)
         ScoreScale.of([score for row in scores for score in row]).write(folder)
 
     def _scores(self, learner: LearnerGroup, comparisons: Sequence[AnswerComparison]) -> list[tuple[float, ...]]:
         """Return the score of each answer at its end token."""
-        size = self._settings.learner.microbatch_tokens
-        return answer_values(learner, comparisons, size, lambda values: values[-1])
+        return answer_values(learner, comparisons, self.microbatch_tokens, lambda values: values[-1])
 
-    def _evaluated(self, learner: LearnerGroup) -> dict[str, float]:
+    def evaluated(self, learner: LearnerGroup) -> dict[str, float]:
         """Return the metrics of the held-out comparisons under the present model."""
-        scores = self._scores(learner, self._held_out)
+        scores = self._scores(learner, self.held_out)
         # The end token stands there twice (`reads_end`), and one of the two is no part of the answer.
-        lengths = [[len(answer.old_logprobs) - 1 for answer in each.answers] for each in self._held_out]
+        lengths = [[len(answer.old_logprobs) - 1 for answer in each.answers] for each in self.held_out]
         return {f"eval/rewards/{name}": value for name, value in pair_statistics(scores, lengths).items()}

@@ -20,7 +20,8 @@ ORDER = (
     {"jobs"},
     {"planning"},
     {"train_loop", "sft_loop", "dpo_loop", "reward_loop", "reward_evaluation", "evaluation"},
-    {"comparison_rows", "fine_tuning"},
+    {"comparison_lessons"},
+    {"fine_tuning"},
     {"run", "launch"},
     {"cluster"},
     {"generator", "learner"},
@@ -42,7 +43,7 @@ ENGINES = {"ray", "vllm", "deepspeed"}
 # What drives the engines when it is imported. Everything else imports on a machine that has none of them.
 DRIVERS = {
     "cluster",
-    "comparison_rows",
+    "comparison_lessons",
     "dpo_loop",
     "evaluation.engine_sampler",
     "evaluation.evaluate",

@@ -8,14 +8,13 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from grpo.addresses import without_secrets
 from grpo.config import ClusterConfig, DatasetConfig, GeneratorConfig, VerifierConfig
-from grpo.config.code import code_problems
 from grpo.config.conditions import published
 from grpo.config.conversation import ConversationConfig, Environments, conversation_problems, rewarded_by_environment
 from grpo.config.inputs import row_problems
 from grpo.config.learner import Dtype
 from grpo.config.section import LogLevel, Positive, Seconds, Section, WorkerMemory
 from grpo.config.verifiers import Cell
-from rewards.judges.configured import judge_problems
+from rewards.deadlines import deadline_problems
 
 Temperature = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -141,8 +140,7 @@ class TaskConfig(Section):
         if self.shots and not self.shots.path and self.shots.split == data.split:
             problems.append(f"shots.split={self.shots.split} is also the split of the problems; name another split")
         problems += conversation_problems(self.tools, self.environment, self.conversation, [self.named_verifier])
-        problems += judge_problems([self.named_verifier], self.verifier.deadline_s)
-        return problems + code_problems([self.named_verifier], self.verifier.deadline_s)
+        return problems + deadline_problems([self.named_verifier], self.verifier.deadline_s)
 
 
 class EndpointConfig(Section):

@@ -14,13 +14,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from grpo.config import FINE_TUNING, DpoConfig, FineTuningConfig, RewardConfig, SftConfig, TrainConfig
-from grpo.config.code import code_problems, exposed_paths, local_paths, time_for_programs
 from grpo.config.evaluation import EvalConfig, TaskConfig, TaskVerifierConfig
+from grpo.config.exposure import exposed_paths, local_paths
 from grpo.config.launch import FORMS
 from grpo.config.migrating import foreign_hints, value_hint
 from grpo.config.section import load_yaml
 from grpo.config.verifiers import VerificationConfig
-from rewards.judges.configured import judge_problems, options_with_cache, time_for_judges
+from rewards.deadlines import JUDGE, deadline_problems, longest_verdict_s
+from rewards.judges import CACHE_FOLDER
 
 Config = TypeVar("Config", TrainConfig, SftConfig, DpoConfig, RewardConfig, FineTuningConfig, EvalConfig, TaskConfig)
 
@@ -80,8 +81,7 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
         config = _with_defaults_of_verifiers(schema.model_validate(data))
         problems += config.problems()
         if isinstance(config, TrainConfig):
-            problems += code_problems(config.verifiers, config.verification.deadline_s)
-            problems += judge_problems(config.verifiers, config.verification.deadline_s)
+            problems += deadline_problems(config.verifiers, config.verification.deadline_s)
             problems += exposed_paths(config.verifiers, local_paths(config), config.tools)
     except ValidationError as failure:
         wrong = [error["loc"] for error in failure.errors()]
@@ -106,15 +106,18 @@ def _with_defaults_of_verifiers(config: Config) -> Config:
     """
     limits: VerificationConfig | TaskVerifierConfig
     if isinstance(config, TrainConfig):
-        folder = config.run.folder
-        cached = [each.model_copy(update={"options": options_with_cache(each, folder)}) for each in config.verifiers]
-        config = config.model_copy(update={"verifiers": tuple(cached)})
-        key, limits, verifiers = "verification", config.verification, config.verifiers
+        cache = {"cache": str(Path(config.run.folder) / CACHE_FOLDER)}
+        verifiers = tuple(
+            each.model_copy(update={"options": cache | each.options}) if each.use == JUDGE else each
+            for each in config.verifiers
+        )
+        config = config.model_copy(update={"verifiers": verifiers})
+        key, limits = "verification", config.verification
     elif isinstance(config, TaskConfig):
         key, limits, verifiers = "verifier", config.verifier, (config.named_verifier,)
     else:
         return config
-    needed = max(time_for_programs(verifiers), time_for_judges(verifiers))
+    needed = longest_verdict_s(verifiers)
     if "deadline_s" in limits.model_fields_set or needed <= limits.deadline_s:
         return config
     return config.model_copy(update={key: limits.model_copy(update={"deadline_s": needed})})

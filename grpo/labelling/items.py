@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from grpo.report.rollout_store import read_groups, step_path, stored_steps
+from grpo.report.rollout_store import StoredGroup, read_groups, step_path, stored_steps
 from rewards.verifier import PROBLEM_COLUMN
 
 
@@ -96,19 +96,23 @@ def prompts_of_run(run_dir: Path) -> list[tuple[str, list[str]]]:
 
 
 def _of_run(run_dir: Path) -> Iterator[tuple[str, list[str], bool]]:
-    steps = stored_steps(run_dir)
-    if not steps:
+    if not stored_steps(run_dir):
         raise ValueError(
             f"{run_dir} has no stored groups; give the folder of a run, its run.folder, or a file with rows of prompt "
             "and answers"
         )
-    for step in steps:
+    for prompt, group in groups_of_run(run_dir):
+        talks = any(rollout.dialogue is not None for rollout in group.rollouts)
+        yield prompt, [rollout.completion for rollout in group.rollouts if rollout.completion.strip()], talks
+
+
+def groups_of_run(run_dir: Path) -> Iterator[tuple[str, StoredGroup]]:
+    """Yield each stored group of a run with its question, as the row has it before any chat template."""
+    for step in stored_steps(run_dir):
         table = pq.read_table(step_path(run_dir, step), columns=["group", "row"]).to_pylist()
         rows: dict[int, Mapping[str, Any]] = {each["group"]: json.loads(each["row"]) for each in table}
         for group in read_groups(run_dir, step):
-            prompt = rows[group.index].get(PROBLEM_COLUMN, group.prompt)
-            talks = any(rollout.dialogue is not None for rollout in group.rollouts)
-            yield str(prompt), [rollout.completion for rollout in group.rollouts if rollout.completion.strip()], talks
+            yield str(rows[group.index].get(PROBLEM_COLUMN, group.prompt)), group
 
 
 def rows_of_file(path: Path) -> list[tuple[str, Mapping[str, Any]]]:

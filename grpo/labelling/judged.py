@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from grpo.config.section import load_yaml
 from grpo.labelling.items import LabelItem
 from grpo.labelling.labels import JUDGE, Label
 from rewards.checks.audit import Rate, wilson
@@ -87,7 +88,7 @@ def options_in(path: Path) -> dict[str, Any]:
         ValueError: the file cannot be read, or holds no keys.
     """
     try:
-        options: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        options: Any = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise ValueError(f"cannot read the judge's file {path}: {problem.strerror}") from problem
     except (yaml.YAMLError, UnicodeDecodeError) as problem:

@@ -11,22 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from grpo import files
+from grpo.labelling.items import groups_of_run
 from grpo.labelling.judged import labeller_of, read_judge
-from grpo.labelling.labels import read_labels
+from grpo.labelling.labels import Label, read_labels
 from grpo.report import run_files
 from grpo.report.json_lines import complete_lines
-from grpo.report.rollout_store import read_groups, step_path, stored_steps
 from grpo.terminal import LiteralTable, literal
 from rewards.checks.agreement import Agreement, agreement
 from rewards.judges.client import JudgeClient, JudgeSettings
 from rewards.judges.server import JudgeFailed
 from rewards.verdict import Status
-from rewards.verifier import PROBLEM_COLUMN
 
 # Scores whose difference is rounding count as equal.
 _TOLERANCE = 1e-9
@@ -95,7 +93,7 @@ def read_people(path: Path) -> list[PeopleLabel]:
     if not lines:
         raise ValueError(f"{path} has no labels; give a file of grpo label, or rows of prompt, completion and label")
     if '"places"' in lines[0]:
-        return [_of_places(label.prompt, label.places) for label in read_labels(path) if label.places]
+        return [_of_label(label) for label in read_labels(path) if label.places]
     labels = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -117,17 +115,12 @@ def _of_row(row: Mapping[str, Any]) -> PeopleLabel:
     ranking = row["ranking"] if "ranking" in row else [row["chosen"], row["rejected"]]
     if len(ranking) < 2 or len(set(ranking)) < len(ranking):
         raise ValueError("it ranks a single answer, or has equal answers")
-    return _of_places(prompt, [(answer,) for answer in ranking])
+    return _of_label(Label("", "", prompt, tuple((answer,) for answer in ranking)))
 
 
-def _of_places(prompt: str, places: Sequence[Sequence[str]]) -> PeopleLabel:
-    better = [
-        (best, worse)
-        for one, other in itertools.combinations(places, 2)
-        for best, worse in itertools.product(one, other)
-    ]
-    ties = [pair for place in places for pair in itertools.combinations(place, 2)]
-    return PeopleLabel(prompt, tuple(better), tuple(ties))
+def _of_label(label: Label) -> PeopleLabel:
+    ties = [pair for place in label.places for pair in itertools.combinations(place, 2)]
+    return PeopleLabel(label.prompt, tuple(label.pairs()), tuple(ties))
 
 
 def stored_grades(run_dir: Path, verifiers: Sequence[str] = ()) -> dict[str, Grades]:
@@ -137,15 +130,11 @@ def stored_grades(run_dir: Path, verifiers: Sequence[str] = ()) -> dict[str, Gra
         ValueError: the run has no stored verdicts, or none of a named verifier.
     """
     grades: dict[str, dict[tuple[str, str], Grade | None]] = {}
-    for step in stored_steps(run_dir):
-        table = pq.read_table(step_path(run_dir, step), columns=["group", "row"]).to_pylist()
-        rows = {each["group"]: json.loads(each["row"]) for each in table}
-        for group in read_groups(run_dir, step):
-            prompt = str(rows[group.index].get(PROBLEM_COLUMN, group.prompt))
-            for rollout, verdict in ((each, verdict) for each in group.rollouts for verdict in each.verdicts):
-                known = grades.setdefault(verdict.verifier, {})
-                grade = None if verdict.score is None else Grade(verdict.status == Status.CORRECT, verdict.score)
-                known[prompt, rollout.completion] = grade or known.get((prompt, rollout.completion))
+    for prompt, group in groups_of_run(run_dir):
+        for rollout, verdict in ((each, verdict) for each in group.rollouts for verdict in each.verdicts):
+            known = grades.setdefault(verdict.verifier, {})
+            grade = None if verdict.score is None else Grade(verdict.status == Status.CORRECT, verdict.score)
+            known[prompt, rollout.completion] = grade or known.get((prompt, rollout.completion))
     if not grades:
         raise ValueError(f"{run_dir} has no stored verdicts; give the folder of a run, its run.folder")
     if unknown := [name for name in verifiers if name not in grades]:

@@ -49,9 +49,15 @@ class Label:
         """For each pair of answers, in the order of their texts: whether the first is better, worse, or neither."""
         place = {answer: at for at, answers in enumerate(self.places) for answer in answers}
         return {
-            (one, other): _TIE if place[one] == place[other] else _BETTER if place[one] < place[other] else _WORSE
-            for one, other in itertools.combinations(sorted(place), 2)
+            (first, second): _relation(place[first], place[second])
+            for first, second in itertools.combinations(sorted(place), 2)
         }
+
+
+def _relation(place: int, other: int) -> str:
+    if place == other:
+        return _TIE
+    return _BETTER if place < other else _WORSE
 
 
 class LabelFile:
@@ -121,8 +127,8 @@ class LabellerComparison:
     differing: tuple[tuple[Label, Label], ...]
 
     def __str__(self) -> str:
-        found = "no common item" if self.agreement is None else f"pairs alike: {self.agreement}"
-        return f"{self.first} and {self.second}: {found}"
+        result = "no common item" if self.agreement is None else f"pairs alike: {self.agreement}"
+        return f"{self.first} and {self.second}: {result}"
 
 
 def compare_labellers(labels: Sequence[Label], first: str, second: str) -> LabellerComparison:
@@ -138,7 +144,7 @@ def compare_labellers(labels: Sequence[Label], first: str, second: str) -> Label
             pairs = [(relation, theirs[key]) for key, relation in mine.relations().items() if key in theirs]
             if pairs:
                 items.append(pairs)
-                if any(one != another for one, another in pairs):
+                if any(relation != other_relation for relation, other_relation in pairs):
                     differing.append((mine, other))
     return LabellerComparison(first, second, agreement(items) if items else None, tuple(differing))
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from grpo.config.code import code_verifiers
 from grpo.terminal import literal
+from rewards.deadlines import code_verifiers
 from sandbox import IsolationError, IsolationLevel, Sandbox, bounds
 
 if TYPE_CHECKING:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from rewards.judges import CACHE_FOLDER
+
 CONFIG = "config.yaml"
 # The files of the functions that the config names, as they were at the last start.
 FUNCTIONS = "functions"
@@ -15,7 +17,7 @@ TIMELINE = "timeline.jsonl"
 AUDIT = "audit.jsonl"
 # Differences between verifiers and people, and the answers of judges.
 LABEL_AUDIT = "label_audit.jsonl"
-JUDGEMENTS = "judgements"
+JUDGEMENTS = CACHE_FOLDER
 FAULTS = "faults.log"
 LOGS = "logs"
 # Folder in `logs/` with the files of all processes, old and new. `logs/` itself has links to the newest files.

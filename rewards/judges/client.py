@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from rewards.judges.cache import AnswerCache, StoredAnswer
@@ -74,23 +74,8 @@ def judge_settings(options: Mapping[str, Any]) -> JudgeSettings:
     Raises:
         ValueError: an option is unknown or missing, or has a wrong value.
     """
-    others = ("rubric", "choices", "principles", "seed", "cache")
-    if unknown := [name for name in options if name not in (*_SERVER_OPTIONS, *others)]:
-        raise ValueError(f"a judge has no option {unknown[0]!r}; it takes {', '.join((*_SERVER_OPTIONS, *others))}")
-    if missing := [name for name in ("url", "model", "rubric") if options.get(name) is None]:
-        raise ValueError(f"a judge needs the option {missing[0]!r}; it needs url, model and rubric")
-    # The key comes first: no later message may show it.
-    server = server_settings(**{name: options[name] for name in _SERVER_OPTIONS if name in options})
-    principles, seed = options.get("principles"), options.get("seed", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
-    return JudgeSettings(
-        server,
-        read_rubric(options["rubric"], options.get("choices")),
-        read_principles(principles) if principles is not None else (),
-        seed,
-        None if options.get("cache") is None else str(options["cache"]),
-    )
+    settings = _settings("judge", options, ("rubric", "choices"), needed="rubric")
+    return replace(settings, rubric=read_rubric(options["rubric"], options.get("choices")))
 
 
 def critic_settings(options: Mapping[str, Any]) -> JudgeSettings:
@@ -99,17 +84,28 @@ def critic_settings(options: Mapping[str, Any]) -> JudgeSettings:
     Raises:
         ValueError: an option is unknown or missing, or has a wrong value.
     """
-    known = (*_SERVER_OPTIONS, "principles", "seed", "cache")
+    return _settings("critic", options, (), needed="principles")
+
+
+def _settings(who: str, options: Mapping[str, Any], others: Sequence[str], *, needed: str) -> JudgeSettings:
+    """Check the options that judges and critics share; the rubric is empty."""
+    known = (*_SERVER_OPTIONS, *others, "principles", "seed", "cache")
     if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"a critic has no option {unknown[0]!r}; it takes {', '.join(known)}")
-    if missing := [name for name in ("url", "model", "principles") if options.get(name) is None]:
-        raise ValueError(f"a critic needs the option {missing[0]!r}; it needs url, model and principles")
+        raise ValueError(f"a {who} has no option {unknown[0]!r}; it takes {', '.join(known)}")
+    if missing := [name for name in ("url", "model", needed) if options.get(name) is None]:
+        raise ValueError(f"a {who} needs the option {missing[0]!r}; it needs url, model and {needed}")
+    # The key comes first: no later message may show it.
     server = server_settings(**{name: options[name] for name in _SERVER_OPTIONS if name in options})
-    seed, cache = options.get("seed", 0), options.get("cache")
+    principles, seed, cache = options.get("principles"), options.get("seed", 0), options.get("cache")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be a whole number, got {seed!r}")
-    principles = read_principles(options["principles"])
-    return JudgeSettings(server, Rubric("", {}), principles, seed, None if cache is None else str(cache))
+    return JudgeSettings(
+        server,
+        Rubric("", {}),
+        read_principles(principles) if principles is not None else (),
+        seed,
+        None if cache is None else str(cache),
+    )
 
 
 class JudgeClient:

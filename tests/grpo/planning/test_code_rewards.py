@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from grpo.config import TrainConfig, VerifierConfig
-from grpo.config.code import code_problems, exposed_paths
+from grpo.config.exposure import exposed_paths
 from grpo.config.file import load
 from grpo.planning.isolation import isolation_table
+from rewards.deadlines import deadline_problems
 from rewards.verifiers.code import CodeVerifier
 from sandbox import Isolation, IsolationLevel, Layer, MissingLayer
 from sandbox.outside.worker import Worker
@@ -28,10 +29,10 @@ def verifier(use: str = "code", **options: Any) -> VerifierConfig:
 @pytest.mark.parametrize("use", ["code", "rewards.verifiers.code:CodeVerifier"])
 def test_a_deadline_must_leave_programs_their_time(use: str) -> None:
     needed = CodeVerifier(program_s=4).deadline_s
-    assert code_problems([verifier(use, program_s=4)], needed) == []
-    (problem,) = code_problems([verifier(use, program_s=4)], needed - 0.1)
+    assert deadline_problems([verifier(use, program_s=4)], needed) == []
+    (problem,) = deadline_problems([verifier(use, program_s=4)], needed - 0.1)
     assert "verification.deadline_s" in problem and f"{needed:g} or more" in problem
-    assert code_problems([verifier("math")], 0.1) == []
+    assert deadline_problems([verifier("math")], 0.1) == []
 
 
 def test_the_config_is_refused_with_the_remedy() -> None:
@@ -48,7 +49,7 @@ def test_the_config_is_refused_with_the_remedy() -> None:
     ],
 )
 def test_wrong_options_are_told(options: dict[str, Any], message: str) -> None:
-    (problem,) = code_problems([verifier(**options)], 100)
+    (problem,) = deadline_problems([verifier(**options)], 100)
     with pytest.raises(ValueError, match=message):
         raise ValueError(problem)
 

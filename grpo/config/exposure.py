@@ -1,4 +1,4 @@
-"""Code verifiers of a configuration: their options, and their demands on other settings."""
+"""What the programs of a run could read: paths of data and outputs that lie where programs see them."""
 
 from __future__ import annotations
 
@@ -6,57 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rewards.verifiers.code import CodeVerifier
+from rewards.deadlines import code_verifiers
 from sandbox import IsolationLevel, readable_by_programs
 
 if TYPE_CHECKING:
     from grpo.config import DatasetConfig, TrainConfig, VerifierConfig
-
-
-_NAMES = {
-    "code",
-    *(f"{module}{dot}CodeVerifier" for module in ("rewards.verifiers.code", "rewards.code") for dot in ":."),
-}
-
-
-def code_verifiers(verifiers: Sequence[VerifierConfig]) -> dict[str, CodeVerifier]:
-    """The code verifiers of a configuration, by name.
-
-    Raises:
-        ValueError: the code verifier does not take these options.
-    """
-    built = {}
-    for verifier in verifiers:
-        if verifier.use in _NAMES:
-            options = {name: value for name, value in verifier.options.items() if name != "bounds"}
-            try:
-                built[verifier.name] = CodeVerifier(**options)
-            except (TypeError, ValueError) as problem:
-                raise ValueError(f"verifiers: {verifier.name}: {problem}") from problem
-    return built
-
-
-def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> list[str]:
-    """Find wrong options, and a deadline that is too short for a program's timeout."""
-    try:
-        built = code_verifiers(verifiers)
-    except ValueError as problem:
-        return [str(problem)]
-    return [
-        f"verification.deadline_s={deadline_s:g} could end the verifier {name!r} before its program reaches "
-        f"program_s={verifier.program_s:g}; this would count as a failed verdict; raise deadline_s to "
-        f"{verifier.deadline_s:g} or more, or lower program_s"
-        for name, verifier in built.items()
-        if deadline_s < verifier.deadline_s
-    ]
-
-
-def time_for_programs(verifiers: Sequence[VerifierConfig]) -> float:
-    """Return how long a verdict may take at most, in seconds, because of its program; 0 without programs."""
-    try:
-        return max((verifier.deadline_s for verifier in code_verifiers(verifiers).values()), default=0.0)
-    except ValueError:  # `code_problems` reports it.
-        return 0.0
 
 
 def exposed_paths(
@@ -65,7 +19,7 @@ def exposed_paths(
     """Find files and folders that the policy's programs could read. They may contain expected outputs.
 
     Args:
-        verifiers: configured verifiers. `code_problems` reports wrong options.
+        verifiers: configured verifiers. `rewards.deadlines` reports wrong options.
         paths: setting -> path.
         tools: configured tools; `python` and `bash` run programs.
     """
