@@ -85,22 +85,22 @@ def _subset(row: RankedAnswers, by: str | None) -> str:
     return str(row.columns[by])
 
 
-def show_accuracies(found: dict[str, PreferenceAccuracy], left_out: int, console: Terminal) -> None:
+def show_accuracies(accuracies: dict[str, PreferenceAccuracy], left_out: int, console: Terminal) -> None:
     """Print a table with a line for each subset."""
     table = LiteralTable("rows", "count", "accuracy", "95 % interval", "margin", "ECE", "same length", "length alone")
-    for name, part in found.items():
-        told = part.statistics
+    for name, part in accuracies.items():
+        values = part.statistics
         table.add_row(
             name,
             f"{part.rows:,}",
-            f"{told['accuracies']:.3f}",
-            f"{told['accuracies_low']:.3f} to {told['accuracies_high']:.3f}",
-            *_figures(told, ("margins", "calibration_error", "matched_length_accuracies", "length_only_accuracies")),
+            f"{values['accuracies']:.3f}",
+            f"{values['accuracies_low']:.3f} to {values['accuracies_high']:.3f}",
+            *_figures(values, ("margins", "calibration_error", "matched_length_accuracies", "length_only_accuracies")),
         )
     console.print(table)
     if left_out:
         console.print(f"{left_out:,} rows are longer than reward.max_tokens and left out")
 
 
-def _figures(told: dict[str, float], names: Sequence[str]) -> list[str]:
-    return [f"{told[name]:.3f}" if name in told else "" for name in names]
+def _figures(values: dict[str, float], names: Sequence[str]) -> list[str]:
+    return [f"{values[name]:.3f}" if name in values else "" for name in names]

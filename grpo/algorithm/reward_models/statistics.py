@@ -50,7 +50,7 @@ def pair_statistics(scores: Sequence[Sequence[float]], lengths: Sequence[Sequenc
     accuracy = float(np.average(right_P, weights=weight_P))
     low, high = wilson_interval(accuracy, len(scores), _Z)
     by_length = float(np.average(_right(np.array(longer)), weights=weight_P))
-    found = {
+    statistics = {
         "accuracies": accuracy,
         "accuracies_low": low,
         "accuracies_high": high,
@@ -59,12 +59,12 @@ def pair_statistics(scores: Sequence[Sequence[float]], lengths: Sequence[Sequenc
         "length_only_accuracies": max(by_length, 1 - by_length),
     }
     if matched_P.any():
-        found["matched_length_accuracies"] = float(np.average(right_P[matched_P], weights=weight_P[matched_P]))
+        statistics["matched_length_accuracies"] = float(np.average(right_P[matched_P], weights=weight_P[matched_P]))
     score_A, length_A = _centred(scores), _centred(lengths)
     scale = float(np.sqrt((score_A**2).sum() * (length_A**2).sum()))
     if scale > 0:
-        found["length_correlation"] = float((score_A * length_A).sum()) / scale
-    return found
+        statistics["length_correlation"] = float((score_A * length_A).sum()) / scale
+    return statistics
 
 
 def calibration_error(gap_P: np.ndarray, right_P: np.ndarray, weight_P: np.ndarray) -> float:
